@@ -1,0 +1,1 @@
+//! The thinbak node agent and command.

@@ -1,0 +1,33 @@
+//! The gRPC services of thinbak and what both of their sides must agree on:
+//! chunk and map-node ids, the encoding of map nodes, and how a failure travels.
+
+mod failure;
+mod id;
+mod map_node;
+
+pub use failure::{Failed, FailureKind};
+pub use id::{ChunkId, ID_LEN, InvalidId, ManifestId, NodeId};
+pub use map_node::{
+    FAN_OUT, MAX_LEVELS, MAX_NODE_LEN, MapEntry, MapNode, MapNodeError, chunk_count, levels_for,
+    span_of_level,
+};
+
+/// Generated messages, clients and servers.
+#[expect(missing_docs, reason = "generated code; the documentation is in the .proto files")]
+pub mod v1 {
+    tonic::include_proto!("thinbak.v1");
+}
+
+/// The encoded `FileDescriptorSet` of all services, for gRPC reflection.
+pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/thinbak.bin"));
+
+/// Payload of one message at most, by our own rule: the decoding limit is set above it.
+pub const MAX_PAYLOAD_LEN: usize = 1024 * 1024;
+
+/// Decoding limit of every client and server: a payload and what wraps it.
+pub const MAX_MESSAGE_LEN: usize = 4 * 1024 * 1024;
+
+/// Chunk codec: the stored bytes are the plain bytes.
+pub const CODEC_PLAIN: u32 = 0;
+/// Chunk codec: one zstd frame.
+pub const CODEC_ZSTD: u32 = 1;

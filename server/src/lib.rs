@@ -1,0 +1,1 @@
+//! The thinbak backup server.
