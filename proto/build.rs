@@ -1,5 +1,4 @@
 //! Compiles the .proto files without protoc; the descriptor set is kept for gRPC reflection.
-#![expect(clippy::print_stdout, reason = "how a build script talks to cargo")]
 
 use std::{env, fs, path::PathBuf};
 

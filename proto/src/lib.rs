@@ -13,7 +13,12 @@ pub use map_node::{
 };
 
 /// Generated messages, clients and servers.
-#[expect(missing_docs, reason = "generated code; the documentation is in the .proto files")]
+#[expect(
+    missing_docs,
+    clippy::allow_attributes_without_reason,
+    clippy::large_enum_variant,
+    reason = "generated code; the documentation is in the .proto files"
+)]
 pub mod v1 {
     tonic::include_proto!("thinbak.v1");
 }
