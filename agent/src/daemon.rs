@@ -1,0 +1,1 @@
+//! The agent daemon on its unix socket.

@@ -1,0 +1,1 @@
+//! Pools of this host and the services on them.
