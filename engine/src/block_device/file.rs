@@ -1,0 +1,209 @@
+//! Files and block devices.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use rustix::fs::{FallocateFlags, OFlags};
+
+use super::{BlockDevice, checked_end};
+
+/// Transfers to a block device go through a bounce buffer of at most this many bytes.
+const BOUNCE_BYTES: u64 = 1 << 20;
+/// Memory alignment of bounce buffers: enough for every device.
+const MEMORY_ALIGNMENT: usize = 4096;
+
+/// What a device is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reading only.
+    ReadOnly,
+    /// Reading and writing.
+    ReadWrite,
+}
+
+/// A regular file (buffered) or a block device (`O_DIRECT`, through aligned buffers).
+///
+/// Block devices are never read through the page cache: it is not coherent with what the device-mapper target writes to
+/// the device underneath.
+#[derive(Debug)]
+pub struct FileDevice {
+    file: File,
+    size: AtomicU64,
+    /// Logical block size of a block device; `None` for a regular file.
+    sector: Option<u64>,
+    /// Held while a sector is read, changed in part, and written back.
+    partial: Mutex<()>,
+}
+
+impl FileDevice {
+    /// Creates a regular file of `size` bytes, sparse. The file must not exist.
+    ///
+    /// # Errors
+    /// The error of creating or extending it.
+    pub fn create(path: &Path, size: u64) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+        file.set_len(size)?;
+        Ok(Self { file, size: AtomicU64::new(size), sector: None, partial: Mutex::new(()) })
+    }
+
+    /// Opens a regular file or a block device.
+    ///
+    /// # Errors
+    /// The error of opening it; `InvalidInput` when it is neither a file nor a block device.
+    pub fn open(path: &Path, access: Access) -> io::Result<Self> {
+        let write = access == Access::ReadWrite;
+        let file_type = std::fs::metadata(path)?.file_type();
+        if file_type.is_file() {
+            let file = OpenOptions::new().read(true).write(write).open(path)?;
+            let size = file.metadata()?.len();
+            return Ok(Self { file, size: AtomicU64::new(size), sector: None, partial: Mutex::new(()) });
+        }
+        if !file_type.is_block_device() {
+            let message = format!("{} is neither a regular file nor a block device", path.display());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        let flags = i32::try_from(OFlags::DIRECT.bits()).map_err(io::Error::other)?;
+        let mut file = OpenOptions::new().read(true).write(write).custom_flags(flags).open(path)?;
+        let size = file.seek(SeekFrom::End(0))?;
+        let sector = u64::from(rustix::fs::ioctl_blksszget(&file)?);
+        if !sector.is_power_of_two() || sector > 4096 || !size.is_multiple_of(sector) {
+            let message = format!("{}: unsupported logical block size {sector}", path.display());
+            return Err(io::Error::new(io::ErrorKind::Unsupported, message));
+        }
+        Ok(Self { file, size: AtomicU64::new(size), sector: Some(sector), partial: Mutex::new(()) })
+    }
+
+    /// The open file, for locks on it.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    fn read_direct(&self, sector: u64, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let mut at = offset;
+        let mut rest = buf;
+        while !rest.is_empty() {
+            let (begin, span) = aligned_span(at, rest.len() as u64, sector);
+            let mut bounce = Bounce::new(span)?;
+            let bytes = bounce.bytes()?;
+            self.file.read_exact_at(bytes, begin)?;
+            let skip = usize::try_from(at - begin).map_err(io::Error::other)?;
+            let take = rest.len().min(bytes.len() - skip);
+            let (piece, tail) = rest.split_at_mut(take);
+            piece.copy_from_slice(bytes.get(skip..skip + take).ok_or(io::ErrorKind::UnexpectedEof)?);
+            rest = tail;
+            at += take as u64;
+        }
+        Ok(())
+    }
+
+    fn write_direct(&self, sector: u64, offset: u64, buf: &[u8]) -> io::Result<()> {
+        let mut at = offset;
+        let mut rest = buf;
+        while !rest.is_empty() {
+            let (begin, span) = aligned_span(at, rest.len() as u64, sector);
+            let mut bounce = Bounce::new(span)?;
+            let bytes = bounce.bytes()?;
+            let skip = usize::try_from(at - begin).map_err(io::Error::other)?;
+            let take = rest.len().min(bytes.len() - skip);
+            let (piece, tail) = rest.split_at(take);
+            let whole = skip == 0 && take == bytes.len();
+            let _partial = if whole { None } else { Some(self.partial.lock()) };
+            if !whole {
+                self.file.read_exact_at(bytes, begin)?;
+            }
+            bytes.get_mut(skip..skip + take).ok_or(io::ErrorKind::UnexpectedEof)?.copy_from_slice(piece);
+            self.file.write_all_at(bytes, begin)?;
+            rest = tail;
+            at += take as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Begin and length of one transfer of whole sectors that covers the first bytes of a range. A transfer that starts or ends
+/// inside a sector covers that sector alone, so that only sectors written in part are read before.
+fn aligned_span(offset: u64, len: u64, sector: u64) -> (u64, u64) {
+    let begin = offset - offset % sector;
+    if begin != offset || len < sector {
+        return (begin, sector);
+    }
+    (begin, (len - len % sector).min(BOUNCE_BYTES))
+}
+
+/// A buffer whose bytes start at an aligned address.
+struct Bounce {
+    memory: Vec<u8>,
+    len: usize,
+}
+
+impl Bounce {
+    fn new(len: u64) -> io::Result<Self> {
+        let len = usize::try_from(len).map_err(io::Error::other)?;
+        Ok(Self { memory: vec![0; len + MEMORY_ALIGNMENT], len })
+    }
+
+    fn bytes(&mut self) -> io::Result<&mut [u8]> {
+        let start = self.memory.as_ptr().align_offset(MEMORY_ALIGNMENT);
+        let end = start.saturating_add(self.len);
+        self.memory.get_mut(start..end).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+    }
+}
+
+impl BlockDevice for FileDevice {
+    fn size_bytes(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        checked_end(offset, buf.len() as u64, self.size_bytes())?;
+        match self.sector {
+            None => self.file.read_exact_at(buf, offset),
+            Some(sector) => self.read_direct(sector, offset, buf),
+        }
+    }
+
+    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        checked_end(offset, buf.len() as u64, self.size_bytes())?;
+        match self.sector {
+            None => self.file.write_all_at(buf, offset),
+            Some(sector) => self.write_direct(sector, offset, buf),
+        }
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(rustix::fs::fdatasync(&self.file)?)
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        checked_end(offset, len, self.size_bytes())?;
+        if len == 0 {
+            return Ok(());
+        }
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&self.file, flags, offset, len) {
+            // A device or file system that cannot do it, or not at this alignment: a discard is a wish.
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS | rustix::io::Errno::INVAL) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
+    fn resize(&self, size: u64) -> io::Result<()> {
+        if self.sector.is_none() {
+            self.file.set_len(size)?;
+            self.size.store(size, Ordering::Release);
+            return Ok(());
+        }
+        let actual = (&self.file).seek(SeekFrom::End(0))?;
+        if size > actual {
+            let message = format!("the device has {actual} bytes, {size} are wanted");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        self.size.store(actual, Ordering::Release);
+        Ok(())
+    }
+}

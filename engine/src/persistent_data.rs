@@ -1,0 +1,1 @@
+//! Transactions by shadowing, space maps with reference counts, and B-trees.

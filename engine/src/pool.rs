@@ -1,0 +1,5 @@
+//! The thin pool.
+
+mod error;
+
+pub use self::error::PoolError;

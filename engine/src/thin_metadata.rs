@@ -1,0 +1,1 @@
+//! Devices, their mapping trees, snapshots and commits.
