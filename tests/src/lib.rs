@@ -1,1 +1,12 @@
-//! Helpers of the tests that cross crates.
+//! Helpers of the tests that cross crates: running the built programs, making volumes with known
+//! content, asking the independent judges.
+
+mod content;
+mod limits;
+mod programs;
+mod scratch;
+
+pub use content::{Mix, changed_copy, write_mix};
+pub use limits::{Limits, measure};
+pub use programs::{Outcome, Program, Running, ServerProcess, json_lines, program, summary_of};
+pub use scratch::{Scratch, hash_file, seed, thin_check};

@@ -1,0 +1,79 @@
+//! What this machine can do at best, measured in the same run as whatever is held against it.
+
+use std::{
+    fs::File,
+    io::{Read as _, Write as _},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+
+/// Seconds that one pass over the whole input takes at least, on one thread.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes of the input.
+    pub bytes: u64,
+    /// Bytes of it as zstd level 3 leaves them.
+    pub compressed_bytes: u64,
+    /// Reading it, as the page cache has it.
+    pub read: Duration,
+    /// BLAKE3 of it in chunks of 64 KiB.
+    pub hash: Duration,
+    /// zstd level 3 of it in chunks of 64 KiB.
+    pub compress: Duration,
+    /// Decompressing that again.
+    pub decompress: Duration,
+    /// Writing the compressed bytes to a file and fsync.
+    pub write_compressed: Duration,
+    /// Writing the plain bytes to a file and fsync.
+    pub write_plain: Duration,
+}
+
+/// Measures the limits on the content of `input`; scratch files go to `folder`.
+pub fn measure(input: &Path, folder: &Path) -> Result<Limits> {
+    let mut file = File::open(input)?;
+    let mut buffer = vec![0; 4 << 20];
+    let mut limits = Limits {
+        bytes: 0,
+        compressed_bytes: 0,
+        read: Duration::ZERO,
+        hash: Duration::ZERO,
+        compress: Duration::ZERO,
+        decompress: Duration::ZERO,
+        write_compressed: Duration::ZERO,
+        write_plain: Duration::ZERO,
+    };
+    let mut compressor = zstd::bulk::Compressor::new(3)?;
+    let mut decompressor = zstd::bulk::Decompressor::new()?;
+    let (packed_path, plain_path) = (folder.join("limit-packed"), folder.join("limit-plain"));
+    let mut packed_file = File::create(&packed_path)?;
+    let mut plain_file = File::create(&plain_path)?;
+    loop {
+        let read = timed(&mut limits.read, || file.read(&mut buffer))?;
+        let Some(part) = buffer.get(..read).filter(|part| !part.is_empty()) else { break };
+        limits.bytes += read as u64;
+        timed(&mut limits.write_plain, || plain_file.write_all(part))?;
+        for chunk in part.chunks(64 * 1024) {
+            std::hint::black_box(timed(&mut limits.hash, || blake3::hash(chunk)));
+            let packed = timed(&mut limits.compress, || compressor.compress(chunk))?;
+            timed(&mut limits.decompress, || decompressor.decompress(&packed, chunk.len()))?;
+            let smaller = packed.len().min(chunk.len());
+            limits.compressed_bytes += smaller as u64;
+            let stored = packed.get(..smaller).unwrap_or_default();
+            timed(&mut limits.write_compressed, || packed_file.write_all(stored))?;
+        }
+    }
+    timed(&mut limits.write_compressed, || packed_file.sync_all())?;
+    timed(&mut limits.write_plain, || plain_file.sync_all())?;
+    std::fs::remove_file(packed_path)?;
+    std::fs::remove_file(plain_path)?;
+    Ok(limits)
+}
+
+fn timed<T>(sum: &mut Duration, work: impl FnOnce() -> T) -> T {
+    let since = Instant::now();
+    let result = work();
+    *sum += since.elapsed();
+    result
+}
