@@ -37,7 +37,8 @@ impl From<Infallible> for ChannelError {
 /// A channel into services of this process.
 #[must_use]
 pub fn in_process(routes: Routes) -> BoxedChannel {
-    BoxCloneSyncService::new(routes.prepare().map_err(ChannelError::from))
+    let service = ServiceExt::<http::Request<Body>>::map_err(routes.prepare(), ChannelError::from);
+    BoxCloneSyncService::new(service)
 }
 
 /// Connects to an agent's unix socket. [`FailureKind::NotFound`] when nothing answers there.

@@ -33,11 +33,13 @@ impl Ingest for Echo {
 /// The second request is made only after the first answer arrived, and so on.
 async fn ping_pong(channel: BoxedChannel) {
     let (send, receive) = tokio::sync::mpsc::channel(1);
-    let requests = stream::unfold(receive, |mut receive| async { receive.recv().await.map(|r| (r, receive)) });
+    let requests =
+        stream::unfold(receive, |mut receive| async { receive.recv().await.map(|r| (r, receive)) });
     let mut answers = IngestClient::new(channel).backup(requests).await.unwrap().into_inner();
     for round in 1..=100 {
         send.send(BackupRequest::default()).await.unwrap();
-        let Some(backup_response::Message::Ack(ack)) = answers.message().await.unwrap().unwrap().message else {
+        let Some(backup_response::Message::Ack(ack)) = answers.message().await.unwrap().unwrap().message
+        else {
             panic!("not an ack");
         };
         assert_eq!(ack.batches, round);
