@@ -5,8 +5,10 @@ mod content;
 mod limits;
 mod programs;
 mod scratch;
+mod world;
 
 pub use content::{Mix, changed_copy, write_mix};
 pub use limits::{Limits, measure};
 pub use programs::{Outcome, Program, Running, ServerProcess, json_lines, program, summary_of};
 pub use scratch::{Scratch, hash_file, seed, thin_check};
+pub use world::{BLOCK, Model, Way, World, metadata_of, number, text};

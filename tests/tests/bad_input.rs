@@ -1,0 +1,229 @@
+//! Bad input gets one clear line, the right exit code, and loses or half-makes nothing.
+
+use std::{
+    fs::{self, OpenOptions},
+    os::unix::fs::FileExt as _,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use thinbak_tests::{BLOCK, Model, Outcome, Way, World, seed};
+
+const SIZE: u64 = 16 * 1024 * 1024;
+
+/// One line that says what went wrong, at most one that says the way out, and nothing that looks like a
+/// crash.
+fn refused(outcome: Outcome, code: i32) -> Result<()> {
+    let outcome = outcome.expect(code)?;
+    let said: Vec<&str> = outcome.stderr.lines().filter(|line| !line.trim().is_empty()).collect();
+    let errors = said.iter().filter(|line| line.starts_with("error:")).count();
+    ensure!(errors == 1, "{errors} error lines in: {}", outcome.stderr);
+    ensure!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
+    ensure!(outcome.stdout.is_empty(), "on stdout: {}", outcome.text());
+    Ok(())
+}
+
+#[test]
+fn every_bad_request_has_its_exit_code() -> Result<()> {
+    let world = World::new(Way::Embedded, SIZE)?;
+    let pool = world.open_pool()?;
+    pool.write(&pool.volume("v")?, 0, &[1; 65536])?;
+    pool.flush()?;
+    drop(pool);
+    let repo = world.repo().display().to_string();
+    world.backup("v")?;
+    let (v, nothing) = (world.volume("v"), world.volume("nothing"));
+    let no_pool = format!("dir:{}", world.scratch.join("absent").display());
+    let no_repo = world.scratch.join("absent").display().to_string();
+    let size = (BLOCK * 3 + 512).to_string();
+    let cases: &[(&[&str], i32)] = &[
+        (&["pool", "status", &no_pool], 10),
+        (&["pool", "status", "unheard-of"], 10),
+        (&["backup", "--repo", &repo, &nothing], 10),
+        (&["backup", "--repo", &repo, &format!("{no_pool}/v")], 10),
+        (&["backup", "--repo", &no_repo, &v], 10),
+        (&["backup", "--server", "http://127.0.0.1:1", &v], 10),
+        (&["backup", &v], 2),
+        (&["restore", "--repo", &repo, "p/v:99", "--to", &nothing], 10),
+        (&["restore", "--repo", &repo, "p/unheard-of:1", "--to", &nothing], 10),
+        (&["restore", "--repo", &repo, "p/v:1", "--to", &v], 5),
+        (&["restore", "--repo", &repo, "p/v:1", "--to", &format!("{no_pool}/w")], 10),
+        (&["volume", "create", &v, "--size", "1M"], 5),
+        (&["volume", "create", &nothing, "--size", &size], 2),
+        (&["volume", "create", &world.volume(".hidden"), "--size", "1M"], 2),
+        (&["volume", "remove", &nothing], 10),
+        (&["volume", "snapshot", &format!("{nothing}@s")], 10),
+        (&["volume", "resize", &nothing, "--size", "1M"], 10),
+        (&["volume", "export", &nothing], 10),
+        (&["msnap", "release", &world.pool()], 10),
+        (&["generation", "--repo", &repo, "show", "p/v:7"], 10),
+        (&["generation", "--repo", &repo, "delete", "p/v:1"], 5),
+        (&["pool", "create", &world.pool(), "--size", "64M"], 5),
+        (&["dump", &world.scratch.join("absent").display().to_string()], 10),
+        (&["delta", "--from", "1", "--to", "77", &world.pool()], 10),
+    ];
+    for (words, code) in cases {
+        let outcome = world.thinbak.run(words)?;
+        refused(outcome, *code).with_context(|| format!("thinbak {}", words.join(" ")))?;
+    }
+    world.check_pool()?;
+    let listed = world.thinbak.ok(&["volume", "list", &world.pool()])?.text();
+    ensure!(!listed.contains("nothing"), "half made: {listed}");
+    Ok(())
+}
+
+#[test]
+fn another_volume_under_a_known_name_is_refused_unless_adopted() -> Result<()> {
+    let world = World::new(Way::Embedded, SIZE)?;
+    Model::new(SIZE, seed()?).scribble(&world.open_pool()?, "v", 10)?;
+    world.backup("v")?;
+    let (v, repo) = (world.volume("v"), world.repo().display().to_string());
+    world.thinbak.ok(&["volume", "remove", &v])?;
+    world.thinbak.ok(&["volume", "create", &v, "--size", &SIZE.to_string()])?;
+    Model::new(SIZE, seed()?).scribble(&world.open_pool()?, "v", 10)?;
+    refused(world.thinbak.run(&["backup", "--repo", &repo, &v])?, 5)?;
+    world.thinbak.ok(&["backup", "--repo", &repo, &v, "--adopt"])?;
+    world.restore("v", 2, "copy")?;
+    ensure!(world.export("copy")? == world.export("v")?);
+    Ok(())
+}
+
+#[test]
+fn a_repository_of_a_newer_format_is_refused() -> Result<()> {
+    let world = World::new(Way::Embedded, SIZE)?;
+    let path = world.repo().join("thinbak-repository");
+    let text = fs::read_to_string(&path)?;
+    let newer = text.replace("\"format_version\": 1", "\"format_version\": 2");
+    let newer = newer.replace("\"format_version\":1", "\"format_version\":2");
+    ensure!(newer != text, "no format version in {text}");
+    fs::write(&path, newer)?;
+    let repo = world.repo().display().to_string();
+    refused(world.thinbak.run(&["backup", "--repo", &repo, &world.volume("v")])?, 1)?;
+    refused(world.server.run(&["run", "--repo", &repo, "--listen", "127.0.0.1:0"])?, 1)
+}
+
+#[test]
+fn a_repository_is_opened_once() -> Result<()> {
+    let world = World::new(Way::Network, SIZE)?;
+    let repo = world.repo().display().to_string();
+    refused(world.thinbak.run(&["backup", "--repo", &repo, &world.volume("v")])?, 11)
+}
+
+#[test]
+fn a_pool_is_opened_once() -> Result<()> {
+    let world = World::new(Way::Embedded, SIZE)?;
+    let held = world.open_pool()?;
+    refused(world.thinbak.run(&["pool", "status", &world.pool()])?, 11)?;
+    drop(held);
+    world.thinbak.ok(&["pool", "status", &world.pool()])?;
+    Ok(())
+}
+
+#[test]
+fn a_server_listens_on_the_loopback_only() -> Result<()> {
+    let world = World::bare(Way::Embedded)?;
+    let repo = world.repo().display().to_string();
+    refused(world.server.run(&["run", "--repo", &repo, "--listen", "0.0.0.0:0"])?, 5)
+}
+
+/// Changes one bit of a file.
+fn flip(path: &std::path::Path, offset: u64) -> Result<()> {
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset)?;
+    byte[0] ^= 0x10;
+    Ok(file.write_all_at(&byte, offset)?)
+}
+
+/// The one pack of a small repository.
+fn pack_of(world: &World) -> Result<std::path::PathBuf> {
+    let mut folders = vec![world.repo().join("packs")];
+    let mut packs = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.is_dir() { folders.push(path) } else { packs.push(path) }
+        }
+    }
+    packs.sort_by_key(|path| fs::metadata(path).map_or(0, |metadata| metadata.len()));
+    packs.pop().context("no pack")
+}
+
+#[test]
+fn a_bit_flipped_in_a_pack_is_found_named_and_contained() -> Result<()> {
+    let world = World::new(Way::Embedded, SIZE)?;
+    Model::new(SIZE, seed()?).scribble(&world.open_pool()?, "v", 40)?;
+    world.backup("v")?;
+    let pack = pack_of(&world)?;
+    flip(&pack, fs::metadata(&pack)?.len() / 3)?;
+    let verify = world.on_repository(&["verify"])?.expect(4)?;
+    ensure!(verify.text().contains("p/v"), "the damage is not named: {}", verify.text());
+    world.on_repository(&["restore", "p/v:1", "--to", &world.volume("copy")])?.expect(4)?;
+    let listed = world.thinbak.ok(&["volume", "list", &world.pool()])?.text();
+    ensure!(!listed.contains("copy"), "half made: {listed}");
+    Ok(())
+}
+
+#[test]
+fn a_truncated_pack_is_found() -> Result<()> {
+    let world = World::new(Way::Embedded, SIZE)?;
+    Model::new(SIZE, seed()?).scribble(&world.open_pool()?, "v", 40)?;
+    world.backup("v")?;
+    let pack = pack_of(&world)?;
+    let file = OpenOptions::new().write(true).open(&pack)?;
+    file.set_len(fs::metadata(&pack)?.len() / 2)?;
+    world.on_repository(&["verify"])?.expect(4)?;
+    world.on_repository(&["restore", "p/v:1", "--to", &world.volume("copy")])?.expect(4)?;
+    Ok(())
+}
+
+#[test]
+fn a_damaged_catalogue_is_refused_and_not_touched() -> Result<()> {
+    let world = World::new(Way::Embedded, SIZE)?;
+    Model::new(SIZE, seed()?).scribble(&world.open_pool()?, "v", 10)?;
+    world.backup("v")?;
+    let path = world.repo().join("catalogue.sqlite");
+    let whole = fs::read(&path)?;
+    for (damage, what) in [(whole[..whole.len() / 3].to_vec(), "cut"), (vec![b'x'; whole.len()], "overwritten")] {
+        fs::write(&path, &damage)?;
+        for extra in ["catalogue.sqlite-wal", "catalogue.sqlite-shm"] {
+            let _ = fs::remove_file(world.repo().join(extra));
+        }
+        let repo = world.repo().display().to_string();
+        let outcome = world.thinbak.run(&["generation", "list", "--repo", &repo])?;
+        refused(outcome, 4).with_context(|| format!("a catalogue {what}"))?;
+    }
+    fs::write(&path, whole)?;
+    world.restore("v", 1, "copy")?;
+    Ok(())
+}
+
+#[test]
+fn damaged_pool_metadata_is_refused_and_not_written() -> Result<()> {
+    let world = World::new(Way::Embedded, SIZE)?;
+    Model::new(SIZE, seed()?).scribble(&world.open_pool()?, "v", 10)?;
+    let path = world.pool_dir().join("metadata");
+    let whole = fs::read(&path)?;
+    let mut flipped = whole.clone();
+    flipped[100] ^= 1;
+    let cut = whole[..8192].to_vec();
+    let mut magic = whole.clone();
+    magic[32] ^= 1;
+    for (damage, what) in [(flipped, "a flipped bit"), (cut, "cut"), (magic, "no magic")] {
+        fs::write(&path, &damage)?;
+        let outcome = world.thinbak.run(&["volume", "list", &world.pool()])?;
+        refused(outcome, 4).with_context(|| format!("metadata with {what}"))?;
+        ensure!(fs::read(&path)? == damage, "metadata with {what} was written to");
+    }
+    fs::write(&path, whole)?;
+    world.check_pool()
+}
+
+#[test]
+fn a_closed_pipe_is_not_an_error() -> Result<()> {
+    let world = World::new(Way::Embedded, SIZE)?;
+    let command = format!("'{}' dump '{}' | true; exit ${{PIPESTATUS[0]}}", world.thinbak.path().display(), world.pool());
+    let mut shell = std::process::Command::new("bash");
+    shell.args(["-c", &command]).env("THINBAK_STATE_DIR", world.scratch.join("state"));
+    ensure!(shell.env("THINBAK_SOCKET", world.scratch.join("state/agent.sock")).status()?.success());
+    Ok(())
+}
