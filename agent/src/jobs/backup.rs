@@ -1,0 +1,354 @@
+//! Backup: a snapshot of a pool volume, against the volume's base, to a new generation.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use thinbak_engine::{Base, EmbeddedPool, Point};
+use thinbak_proto::{
+    Failed, FailureKind,
+    v1::{
+        BackupBegin, BackupJobRequest, Generation, GenerationSelector, GetGenerationRequest, InfoRequest,
+        JobSummary, ListVolumesRequest, PoolVolume as VolumeRef, VolumeName, generation_selector::Which,
+    },
+};
+use uuid::Uuid;
+
+use super::{
+    events::{Events, blocking},
+    plan::{self, Due, Sorted, Transfer},
+    point::to_wire,
+};
+use crate::{
+    pools::{self, PoolManager, VolumeLock},
+    repository_client::{RepositoryConnection, connect},
+    sink::GenerationSink,
+    source::PoolSource,
+    stream::{Progress, pump},
+    volume::PoolVolume,
+};
+
+/// Backs up every volume of the request. What fails of one volume is told as an event and does not stop
+/// the others.
+pub(super) async fn run(
+    manager: &Arc<PoolManager>,
+    request: BackupJobRequest,
+    events: &Events,
+) -> Result<(), Failed> {
+    let address = request.repository.clone().unwrap_or_default();
+    let connection = connect(&address).await?;
+    let outcome = Backup::new(manager, &connection, &request, events).await;
+    let outcome = match outcome {
+        Ok(backup) => backup.run(&request.volumes).await,
+        Err(failed) => Err(failed),
+    };
+    connection.close().await;
+    outcome
+}
+
+/// One call of the job.
+struct Backup<'a> {
+    manager: &'a Arc<PoolManager>,
+    connection: &'a RepositoryConnection,
+    events: &'a Events,
+    host: String,
+    repository: Uuid,
+    chunk_bytes: u32,
+    adopt: bool,
+    /// The uuid of a group backup; else empty.
+    group: String,
+    /// Names of the volumes that the server knows, by uuid.
+    known: HashMap<String, String>,
+}
+
+/// The volumes of one pool, with the locks that keep other jobs away from them.
+struct PoolDues {
+    pool: Arc<EmbeddedPool>,
+    dues: Vec<Due>,
+    _locks: Vec<VolumeLock>,
+}
+
+impl<'a> Backup<'a> {
+    async fn new(
+        manager: &'a Arc<PoolManager>,
+        connection: &'a RepositoryConnection,
+        request: &BackupJobRequest,
+        events: &'a Events,
+    ) -> Result<Self, Failed> {
+        let mut client = connection.repository();
+        let info = client.info(InfoRequest {}).await?.into_inner();
+        let repository = Uuid::parse_str(&info.repository_uuid).map_err(|error| {
+            Failed::new(FailureKind::Failed, format!("the repository's uuid is not one: {error}"))
+        })?;
+        let volumes = client.list_volumes(ListVolumesRequest {}).await?.into_inner().volumes;
+        let host = match request.host.as_str() {
+            "" => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            host => host.to_owned(),
+        };
+        Ok(Self {
+            manager,
+            connection,
+            events,
+            host,
+            repository,
+            chunk_bytes: info.chunk_bytes,
+            adopt: request.adopt,
+            group: if request.group { Uuid::new_v4().to_string() } else { String::new() },
+            known: volumes.into_iter().map(|volume| (volume.uuid, volume.name)).collect(),
+        })
+    }
+
+    async fn run(&self, volumes: &[VolumeRef]) -> Result<(), Failed> {
+        let pools = self.open_pools(volumes).await?;
+        if !self.group.is_empty() && pools.len() > 1 {
+            return Err(Failed::new(FailureKind::Refused, "a group must be of one pool to be of one moment"));
+        }
+        for pool in pools {
+            self.pool(pool).await;
+        }
+        Ok(())
+    }
+
+    /// Opens what the request names. A group with a volume that cannot be had is refused as a whole.
+    async fn open_pools(&self, volumes: &[VolumeRef]) -> Result<Vec<PoolDues>, Failed> {
+        let mut pools: Vec<PoolDues> = Vec::new();
+        let mut seen = HashSet::new();
+        for named in volumes {
+            let label = format!("{}/{}", named.pool, named.volume);
+            match self.open(named, &mut pools).await {
+                Ok(uuid) if !seen.insert(uuid) => {
+                    return Err(Failed::new(FailureKind::Usage, format!("{label} is named twice")));
+                }
+                Ok(_) => {}
+                Err(failed) if !self.group.is_empty() => return Err(failed),
+                Err(failed) => self.events.failure(&label, failed).await,
+            }
+        }
+        Ok(pools)
+    }
+
+    async fn open(&self, named: &VolumeRef, pools: &mut Vec<PoolDues>) -> Result<Uuid, Failed> {
+        let (manager, spec, name) = (Arc::clone(self.manager), named.pool.clone(), named.volume.clone());
+        let (pool, volume) = blocking(move || {
+            let pool = manager.open(&spec)?;
+            let volume = pool.volume(&name).map_err(pools::failed)?;
+            Ok((pool, volume))
+        })
+        .await?;
+        let uuid = volume.uuid;
+        if pools.iter().flat_map(|pool| &pool.dues).any(|due| due.volume.uuid == uuid) {
+            return Ok(uuid);
+        }
+        let lock = self.manager.lock_volume(pool.uuid(), &volume.name)?;
+        let server_name = format!("{}/{}/{}", self.host, pool.name(), volume.name);
+        let mut due = Due { base: pool.base(self.repository, uuid), volume, name: server_name, reason: String::new() };
+        self.check_base(&mut due).await?;
+        match pools.iter_mut().find(|other| other.pool.uuid() == pool.uuid()) {
+            Some(other) => {
+                other.dues.push(due);
+                other._locks.push(lock);
+            }
+            None => pools.push(PoolDues { pool, dues: vec![due], _locks: vec![lock] }),
+        }
+        Ok(uuid)
+    }
+
+    /// Gives up a base whose generation the server no longer has.
+    async fn check_base(&self, due: &mut Due) -> Result<(), Failed> {
+        let known = self.known.get(&due.volume.uuid.to_string());
+        let Some(base) = &due.base else {
+            if known.is_some() {
+                due.reason = "the pool holds no base of this volume for this repository".to_owned();
+            }
+            return Ok(());
+        };
+        let found = match known {
+            None => None,
+            Some(name) => {
+                let request = GetGenerationRequest {
+                    volume: Some(VolumeName { name: name.clone(), host: String::new() }),
+                    selector: Some(GenerationSelector { which: Some(Which::Number(base.generation)) }),
+                };
+                match self.connection.repository().get_generation(request).await.map_err(Failed::from) {
+                    Ok(generation) => Some(generation.into_inner()),
+                    Err(failed) if failed.kind == FailureKind::NotFound => None,
+                    Err(failed) => return Err(failed),
+                }
+            }
+        };
+        if found.is_none_or(|generation| *generation.root != base.root[..]) {
+            due.reason = format!("the server no longer has generation {} as it was", base.generation);
+            due.base = None;
+        }
+        Ok(())
+    }
+
+    /// Backs up the due volumes of one pool.
+    async fn pool(&self, pool: PoolDues) {
+        let names: Vec<String> = pool.dues.iter().map(|due| due.name.clone()).collect();
+        let started = Instant::now();
+        let (engine, dues) = (Arc::clone(&pool.pool), pool.dues);
+        let lease = self.manager.lease(engine.uuid()).await;
+        let label = names.join(", ");
+        let chunk_bytes = self.chunk_bytes;
+        let grouped = !self.group.is_empty();
+        let found = self.events.during(
+            &label,
+            "compare",
+            &Progress::default(),
+            blocking(move || {
+                let mut sorted = plan::idle_test(&engine, dues)?;
+                if grouped && !sorted.changed.is_empty() {
+                    // One moment for all of them: the unchanged ones are snapshotted with the others.
+                    sorted.changed.append(&mut sorted.unchanged);
+                }
+                let Sorted { unchanged, changed, mut held } = sorted;
+                let mut transfers = Vec::new();
+                if !changed.is_empty() {
+                    let (walked, held_again) = plan::snapshot_and_walk(&engine, changed, chunk_bytes)?;
+                    transfers = walked;
+                    held += held_again;
+                }
+                Ok((unchanged, transfers, held))
+            }),
+        );
+        let found = found.await;
+        drop(lease);
+        match found {
+            Err(failed) => {
+                for name in names {
+                    self.events.failure(&name, failed.clone()).await;
+                }
+            }
+            Ok((unchanged, transfers, held)) => {
+                let timing = Timing { found: started.elapsed(), held };
+                for due in unchanged {
+                    self.report(&due.name.clone(), self.unchanged(&pool.pool, due, timing).await).await;
+                }
+                for transfer in transfers {
+                    self.report(&transfer.due.name.clone(), self.transfer(&pool.pool, transfer, timing).await).await;
+                }
+            }
+        }
+    }
+
+    async fn report(&self, name: &str, outcome: Result<JobSummary, Failed>) {
+        match outcome {
+            Ok(summary) => self.events.summary(summary).await,
+            Err(failed) => self.events.failure(name, failed).await,
+        }
+    }
+
+    fn begin(&self, due: &Due, point: &Point) -> BackupBegin {
+        BackupBegin {
+            volume_uuid: due.volume.uuid.to_string(),
+            volume_name: due.name.clone(),
+            adopt: self.adopt,
+            size_bytes: point.size_bytes,
+            parent: due.base.as_ref().map_or(0, |base| base.generation),
+            parent_root: due.base.as_ref().map(|base| base.root.to_vec()).unwrap_or_default().into(),
+            point: Some(to_wire(point)),
+            group: self.group.clone(),
+        }
+    }
+
+    /// Records a generation that is its parent over again: nothing is snapshotted, read or sent.
+    async fn unchanged(&self, pool: &Arc<EmbeddedPool>, due: Due, timing: Timing) -> Result<JobSummary, Failed> {
+        let started = Instant::now();
+        let Some(base) = due.base.clone() else {
+            return Err(Failed::new(FailureKind::Failed, "a volume without a base cannot be unchanged"));
+        };
+        let point = base.point.clone();
+        let sink = GenerationSink::begin(self.connection.ingest(), self.begin(&due, &point)).await?;
+        let generation = sink.commit().await?;
+        let (pool, number, root) = (Arc::clone(pool), generation.number, root_of(&generation)?);
+        blocking(move || {
+            pool.update_base(Base { generation: number, root, ..base }).map_err(pools::failed)
+        })
+        .await?;
+        Ok(JobSummary {
+            mode: "unchanged".to_owned(),
+            ..summary_of(&due, &point, &generation, timing, started)
+        })
+    }
+
+    /// Sends what changed, commits, and makes the snapshot the new base.
+    async fn transfer(&self, pool: &Arc<EmbeddedPool>, transfer: Transfer, timing: Timing) -> Result<JobSummary, Failed> {
+        let candidate = transfer.candidate.clone();
+        let outcome = self.send(pool, transfer, timing).await;
+        if outcome.is_err() {
+            let pool = Arc::clone(pool);
+            blocking(move || {
+                plan::drop_candidate(&pool, &candidate);
+                Ok(())
+            })
+            .await?;
+        }
+        outcome
+    }
+
+    async fn send(&self, pool: &Arc<EmbeddedPool>, transfer: Transfer, timing: Timing) -> Result<JobSummary, Failed> {
+        let started = Instant::now();
+        let Transfer { due, candidate, point, changes } = transfer;
+        let changed_bytes = changes.bytes();
+        let progress = Progress::new(changed_bytes);
+        let mut sink = GenerationSink::begin(self.connection.ingest(), self.begin(&due, &point)).await?;
+        let volume = PoolVolume::new(Arc::clone(pool), candidate.clone());
+        let mut source = PoolSource::start(volume, changes, u64::from(self.chunk_bytes));
+        let moved = pump(&mut source, &mut sink, &progress);
+        self.events.during(&due.name, "transfer", &progress, moved).await?;
+        let generation = self.events.during(&due.name, "commit", &progress, sink.commit()).await?;
+        let (pool, repository, uuid) = (Arc::clone(pool), self.repository, due.volume.uuid);
+        let (number, root, kept) = (generation.number, root_of(&generation)?, point.clone());
+        blocking(move || {
+            let base = Base { repository, volume: uuid, generation: number, root, point: kept };
+            pool.keep_base(&candidate, base).map_err(pools::failed)
+        })
+        .await?;
+        let mode = match (&due.base, due.reason.as_str()) {
+            (Some(_), _) => "incremental",
+            (None, "") => "full",
+            (None, _) => "compared",
+        };
+        Ok(JobSummary {
+            mode: mode.to_owned(),
+            reason: if due.base.is_some() { String::new() } else { due.reason.clone() },
+            changed_bytes,
+            read_bytes: source.read_bytes(),
+            sent_bytes: sink.stats().sent_bytes,
+            deduplicated_bytes: sink.stats().deduplicated_bytes,
+            ..summary_of(&due, &point, &generation, timing, started)
+        })
+    }
+}
+
+/// What was spent for all volumes of the pool together.
+#[derive(Clone, Copy)]
+struct Timing {
+    /// Finding out what changed.
+    found: Duration,
+    /// Holding metadata snapshots.
+    held: Duration,
+}
+
+fn root_of(generation: &Generation) -> Result<[u8; 32], Failed> {
+    <[u8; 32]>::try_from(&*generation.root).map_err(|_| {
+        let len = generation.root.len();
+        Failed::new(FailureKind::Failed, format!("the server answered with a root of {len} bytes"))
+    })
+}
+
+fn summary_of(due: &Due, point: &Point, generation: &Generation, timing: Timing, started: Instant) -> JobSummary {
+    JobSummary {
+        volume: due.name.clone(),
+        generation: generation.number,
+        volume_bytes: point.size_bytes,
+        mapped_bytes: point.mapped_blocks.saturating_mul(point.block_bytes),
+        stored_bytes: generation.stored_bytes,
+        msnap_held_seconds: timing.held.as_secs_f64(),
+        seconds: (timing.found + started.elapsed()).as_secs_f64(),
+        ..JobSummary::default()
+    }
+}

@@ -1,0 +1,20 @@
+//! Points between the engine's form and the wire's.
+
+use thinbak_engine::Point;
+use thinbak_proto::v1;
+
+/// The engine's point as it travels and is recorded with a generation.
+pub(super) fn to_wire(point: &Point) -> v1::Point {
+    v1::Point {
+        identity: point.identity.to_string(),
+        pool_uuid: point.pool_uuid.to_string(),
+        device_id: u64::from(point.device_id.get()),
+        transaction_id: point.transaction_id,
+        created_at_ms: point.created_at_ms,
+        size_bytes: point.size_bytes,
+        block_bytes: point.block_bytes,
+        mapped_blocks: point.mapped_blocks,
+        root_block: point.root_block.0,
+        root_checksum: point.root_checksum,
+    }
+}

@@ -1,0 +1,11 @@
+//! Where change streams go.
+
+mod file;
+mod generation;
+mod pack_chunks;
+mod session;
+mod volume;
+
+pub use file::FileSink;
+pub use generation::{GenerationSink, GenerationStats};
+pub use volume::VolumeSink;

@@ -1,0 +1,11 @@
+//! Where change streams come from.
+
+mod change_list;
+mod generation;
+mod map_walk;
+mod pool_snapshot;
+
+pub use change_list::{Base, ChangeList, list_changes};
+pub use generation::{GenerationSource, SourceStats};
+pub use map_walk::{MapRun, MapWalk};
+pub use pool_snapshot::PoolSource;

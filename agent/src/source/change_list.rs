@@ -1,0 +1,302 @@
+//! What changed between two snapshots, as found in a metadata snapshot.
+//!
+//! The list is made while the metadata snapshot is held and read after it was released, so it is kept in
+//! a temporary file once it is longer than a MiB: memory does not grow with the volume.
+
+use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+
+use tempfile::SpooledTempFile;
+use thinbak_engine::{ChangeKind, MetadataBlock, MetadataError, MetadataView, VirtualBlock};
+
+/// What is known of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunKind {
+    /// Every block of it is mapped.
+    Data,
+    /// No block of it is mapped.
+    Unmapped,
+    /// Chunks and blocks do not fit: which chunks hold data must be asked of the pool.
+    Mixed,
+}
+
+/// A piece of the volume that a change stream must name. Bytes, aligned to the chunk size except at the
+/// end of the volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// Where it begins.
+    pub offset: u64,
+    /// How long it is.
+    pub len: u64,
+    /// What it holds.
+    pub kind: RunKind,
+}
+
+/// The older side of a comparison.
+#[derive(Debug, Clone, Copy)]
+pub struct Base {
+    /// Root of its mapping tree.
+    pub root: MetadataBlock,
+    /// Its virtual size in bytes.
+    pub size_bytes: u64,
+}
+
+/// The runs of a comparison in ascending order.
+pub struct ChangeList {
+    file: SpooledTempFile,
+    runs: u64,
+    bytes: u64,
+}
+
+/// Bytes kept in memory before the list goes to a temporary file.
+const IN_MEMORY: usize = 1024 * 1024;
+const RUN_LEN: usize = 17;
+
+impl ChangeList {
+    /// Bytes that the runs cover.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Number of runs.
+    #[must_use]
+    pub fn runs(&self) -> u64 {
+        self.runs
+    }
+
+    /// Reads the runs back, from the first.
+    pub fn into_runs(mut self) -> io::Result<impl Iterator<Item = io::Result<Run>> + Send> {
+        self.file.seek(SeekFrom::Start(0))?;
+        let mut reader = BufReader::new(self.file);
+        let mut left = self.runs;
+        Ok(std::iter::from_fn(move || {
+            left = left.checked_sub(1)?;
+            let mut bytes = [0; RUN_LEN];
+            Some(reader.read_exact(&mut bytes).map(|()| decode(&bytes)))
+        }))
+    }
+}
+
+fn encode(run: Run) -> [u8; RUN_LEN] {
+    let [a, b, c, d, e, f, g, h] = run.offset.to_le_bytes();
+    let [i, j, k, l, m, n, o, p] = run.len.to_le_bytes();
+    let kind = match run.kind {
+        RunKind::Data => 0,
+        RunKind::Unmapped => 1,
+        RunKind::Mixed => 2,
+    };
+    [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, kind]
+}
+
+fn decode(bytes: &[u8; RUN_LEN]) -> Run {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, kind] = *bytes;
+    Run {
+        offset: u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+        len: u64::from_le_bytes([i, j, k, l, m, n, o, p]),
+        kind: match kind {
+            0 => RunKind::Data,
+            1 => RunKind::Unmapped,
+            _ => RunKind::Mixed,
+        },
+    }
+}
+
+/// Takes ascending block runs, merges them, and widens them to whole chunks where chunks and blocks do
+/// not fit each other.
+struct Writer {
+    file: BufWriter<SpooledTempFile>,
+    pending: Option<Run>,
+    runs: u64,
+    bytes: u64,
+    align: u64,
+    fits: bool,
+    size: u64,
+}
+
+impl Writer {
+    fn new(size: u64, block: u64, align: u64) -> Self {
+        Self {
+            file: BufWriter::new(SpooledTempFile::new(IN_MEMORY)),
+            pending: None,
+            runs: 0,
+            bytes: 0,
+            align,
+            fits: block.is_multiple_of(align),
+            size,
+        }
+    }
+
+    /// `begin .. end` in bytes; nothing before `begin` follows.
+    fn push(&mut self, begin: u64, end: u64, kind: RunKind) -> io::Result<()> {
+        let (begin, end, kind) = if self.fits {
+            (begin, end.min(self.size), kind)
+        } else {
+            let wide = end.next_multiple_of(self.align);
+            (begin / self.align * self.align, wide.min(self.size), RunKind::Mixed)
+        };
+        if begin >= end {
+            return Ok(());
+        }
+        match &mut self.pending {
+            Some(run) if run.kind == kind && begin <= run.offset + run.len => {
+                run.len = run.len.max(end - run.offset);
+            }
+            _ => {
+                self.write_pending()?;
+                self.pending = Some(Run { offset: begin, len: end - begin, kind });
+            }
+        }
+        Ok(())
+    }
+
+    fn write_pending(&mut self) -> io::Result<()> {
+        if let Some(run) = self.pending.take() {
+            self.file.write_all(&encode(run))?;
+            self.runs += 1;
+            self.bytes += run.len;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> io::Result<ChangeList> {
+        self.write_pending()?;
+        let file = self.file.into_inner().map_err(io::IntoInnerError::into_error)?;
+        Ok(ChangeList { file, runs: self.runs, bytes: self.bytes })
+    }
+}
+
+/// Why a list could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeListError {
+    /// The metadata could not be read.
+    #[error(transparent)]
+    Metadata(#[from] MetadataError),
+    /// The list could not be stored.
+    #[error("writing the list of changes to a temporary file: {0}")]
+    Spool(#[from] io::Error),
+}
+
+/// Lists what a stream from `base` to the device with `root` and `size_bytes` must name, in units of
+/// `chunk_bytes`. The comparison holds up to the smaller of both sizes; everything beyond counts as
+/// changed, mapped or not, because mappings past a shrunken end come back on growth.
+pub fn list_changes(
+    view: &MetadataView,
+    base: Option<Base>,
+    root: MetadataBlock,
+    size_bytes: u64,
+    chunk_bytes: u64,
+) -> Result<ChangeList, ChangeListError> {
+    let block = view.superblock().data_block_size.bytes();
+    let mut writer = Writer::new(size_bytes, block, chunk_bytes);
+    let clip = match base {
+        None => size_bytes,
+        Some(base) if base.size_bytes == size_bytes => size_bytes,
+        Some(base) => {
+            let smaller = base.size_bytes.min(size_bytes);
+            (smaller / block * block) / chunk_bytes * chunk_bytes
+        }
+    };
+    for change in view.changes(base.map(|base| base.root), root) {
+        let change = change?;
+        let (begin, end) = (change.begin.0 * block, (change.begin.0 + change.length) * block);
+        if begin >= clip {
+            break;
+        }
+        let kind = match change.kind {
+            ChangeKind::Changed => RunKind::Data,
+            ChangeKind::Unmapped => RunKind::Unmapped,
+        };
+        writer.push(begin, end.min(clip), kind)?;
+    }
+    if clip < size_bytes {
+        list_everything(view, root, clip, size_bytes, &mut writer)?;
+    }
+    Ok(writer.finish()?)
+}
+
+/// Names everything from `from` on, mapped or not.
+fn list_everything(
+    view: &MetadataView,
+    root: MetadataBlock,
+    from: u64,
+    size: u64,
+    writer: &mut Writer,
+) -> Result<(), ChangeListError> {
+    let block = view.superblock().data_block_size.bytes();
+    let mut at = from;
+    for mapping in view.mappings(root, VirtualBlock(from / block)) {
+        let begin = mapping?.virtual_block.0 * block;
+        if begin >= size {
+            break;
+        }
+        let end = (begin + block).min(size);
+        writer.push(at, begin.max(at), RunKind::Unmapped)?;
+        writer.push(begin.max(at), end, RunKind::Data)?;
+        at = end;
+    }
+    writer.push(at, size, RunKind::Unmapped)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(size: u64, block: u64, align: u64, pieces: &[(u64, u64, RunKind)]) -> Vec<Run> {
+        let mut writer = Writer::new(size, block, align);
+        for &(begin, end, kind) in pieces {
+            writer.push(begin, end, kind).unwrap();
+        }
+        let list = writer.finish().unwrap();
+        let (runs, bytes) = (list.runs(), list.bytes());
+        let read: Vec<Run> = list.into_runs().unwrap().map(Result::unwrap).collect();
+        assert_eq!(runs, read.len() as u64);
+        assert_eq!(bytes, read.iter().map(|run| run.len).sum::<u64>());
+        read
+    }
+
+    const K: u64 = 1024;
+
+    #[test]
+    fn neighbours_of_one_kind_become_one_run() {
+        let runs = written(
+            1024 * K,
+            64 * K,
+            64 * K,
+            &[(0, 64 * K, RunKind::Data), (64 * K, 128 * K, RunKind::Data), (128 * K, 192 * K, RunKind::Unmapped)],
+        );
+        assert_eq!(
+            runs,
+            [
+                Run { offset: 0, len: 128 * K, kind: RunKind::Data },
+                Run { offset: 128 * K, len: 64 * K, kind: RunKind::Unmapped },
+            ]
+        );
+    }
+
+    #[test]
+    fn runs_are_widened_to_chunks_larger_than_blocks_and_clipped_to_the_volume() {
+        let runs = written(
+            960 * K,
+            64 * K,
+            256 * K,
+            &[(64 * K, 128 * K, RunKind::Data), (192 * K, 320 * K, RunKind::Unmapped), (896 * K, 960 * K, RunKind::Data)],
+        );
+        assert_eq!(
+            runs,
+            [
+                Run { offset: 0, len: 512 * K, kind: RunKind::Mixed },
+                Run { offset: 768 * K, len: 192 * K, kind: RunKind::Mixed },
+            ]
+        );
+    }
+
+    #[test]
+    fn a_list_longer_than_its_memory_is_read_back_whole() {
+        let pieces: Vec<_> =
+            (0..200_000u64).map(|n| (n * 128 * K, n * 128 * K + 64 * K, RunKind::Data)).collect();
+        let runs = written(u64::MAX / 2, 64 * K, 64 * K, &pieces);
+        assert_eq!(runs.len(), 200_000);
+        assert!(runs.iter().zip(&pieces).all(|(run, piece)| run.offset == piece.0 && run.len == 64 * K));
+    }
+}

@@ -1,0 +1,317 @@
+//! Source: a generation on a server, against what the target already holds.
+
+use std::collections::{HashMap, VecDeque};
+
+use bytes::Bytes;
+use thinbak_proto::{
+    CODEC_PLAIN, CODEC_ZSTD, ChunkId, Failed, FailureKind, MapEntry,
+    v1::{ChunkData, Generation, GetChunksRequest, content_client::ContentClient},
+};
+use tokio::task::JoinHandle;
+
+use super::map_walk::{MapRun, MapWalk};
+use crate::{
+    client::BoxedChannel,
+    stream::{BATCH_BYTES, Batch, Content, Extent, Source},
+    volume::PoolVolume,
+};
+
+/// Fetches under way at a time, of up to 4 MiB each.
+const FETCHES: usize = 4;
+
+/// Chunks of the map looked at in one step, so that what was found to differ stays small in memory.
+const COMPARED_CHUNKS: u64 = 16 * 1024;
+
+/// What was moved to serve a generation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SourceStats {
+    /// Bytes of the generation that are not holes.
+    pub mapped_bytes: u64,
+    /// Bytes of the target that were read for comparing.
+    pub compared_bytes: u64,
+    /// Bytes fetched from the server, as they were sent.
+    pub received_bytes: u64,
+}
+
+/// Reads a generation. Without a target it names everything but holes; against a target it reads that
+/// too and names only what differs. Each chunk's id is recomputed before it is passed on.
+pub struct GenerationSource {
+    walk: MapWalk,
+    content: ContentClient<BoxedChannel>,
+    geometry: Geometry,
+    against: Option<PoolVolume>,
+    /// Runs of the map not looked at yet.
+    runs: VecDeque<MapRun>,
+    /// What the stream must name, not fetched yet.
+    wanted: VecDeque<MapRun>,
+    fetches: VecDeque<JoinHandle<Result<(Batch, u64), Failed>>>,
+    stats: SourceStats,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Geometry {
+    size: u64,
+    chunk: u64,
+}
+
+impl Geometry {
+    fn offset(self, run: &MapRun) -> u64 {
+        run.chunk.saturating_mul(self.chunk)
+    }
+
+    /// Bytes of the run, the last chunk of the volume possibly short.
+    fn len(self, run: &MapRun) -> u64 {
+        let end = run.chunk.saturating_add(run.count).saturating_mul(self.chunk).min(self.size);
+        end.saturating_sub(self.offset(run))
+    }
+}
+
+impl GenerationSource {
+    /// Everything that `generation` holds, or what is different in `against`.
+    pub fn new(
+        content: ContentClient<BoxedChannel>,
+        generation: &Generation,
+        against: Option<PoolVolume>,
+    ) -> Result<Self, Failed> {
+        Ok(Self {
+            walk: MapWalk::new(content.clone(), generation)?,
+            content,
+            geometry: Geometry { size: generation.size_bytes, chunk: u64::from(generation.chunk_bytes) },
+            against,
+            runs: VecDeque::new(),
+            wanted: VecDeque::new(),
+            fetches: VecDeque::new(),
+            stats: SourceStats::default(),
+        })
+    }
+
+    /// What was moved so far.
+    #[must_use]
+    pub fn stats(&self) -> SourceStats {
+        self.stats
+    }
+
+    /// Cuts the next batch of what must be named off the map; `None` at its end.
+    async fn next_wanted(&mut self) -> Result<Option<Vec<MapRun>>, Failed> {
+        let mut batch: Vec<MapRun> = Vec::new();
+        let mut bytes = 0;
+        loop {
+            while let Some(run) = self.wanted.pop_front() {
+                bytes += run.id().map_or(0, |_| self.geometry.len(&run));
+                batch.push(run);
+                if bytes >= BATCH_BYTES || batch.len() >= 1024 {
+                    return Ok(Some(batch));
+                }
+            }
+            if !self.refill().await? {
+                return Ok((!batch.is_empty()).then_some(batch));
+            }
+        }
+    }
+
+    /// Looks at the next runs of the map; `false` at its end.
+    async fn refill(&mut self) -> Result<bool, Failed> {
+        if self.runs.is_empty() {
+            match self.walk.next().await? {
+                Some(runs) => self.runs.extend(runs),
+                None => return Ok(false),
+            }
+        }
+        let runs = self.take_runs();
+        let mapped = runs.iter().filter(|run| run.entry != MapEntry::Hole);
+        self.stats.mapped_bytes += mapped.map(|run| self.geometry.len(run)).sum::<u64>();
+        match self.against.clone() {
+            None => self.wanted.extend(runs.into_iter().filter(|run| run.entry != MapEntry::Hole)),
+            Some(target) => {
+                let geometry = self.geometry;
+                let compared = tokio::task::spawn_blocking(move || compare(&target, geometry, &runs)).await;
+                let (different, read) = compared.map_err(|error| broken(&error))??;
+                self.stats.compared_bytes += read;
+                self.wanted.extend(different);
+            }
+        }
+        Ok(true)
+    }
+}
+
+impl GenerationSource {
+    /// Takes runs of up to `COMPARED_CHUNKS` chunks off the queue.
+    fn take_runs(&mut self) -> Vec<MapRun> {
+        let mut taken = Vec::new();
+        let mut left = COMPARED_CHUNKS;
+        while let Some(run) = self.runs.pop_front() {
+            if run.count > left {
+                let rest = MapRun { chunk: run.chunk + left, count: run.count - left, ..run };
+                self.runs.push_front(rest);
+                if left > 0 {
+                    taken.push(MapRun { count: left, ..run });
+                }
+                break;
+            }
+            left -= run.count;
+            taken.push(run);
+        }
+        taken
+    }
+}
+
+impl Source for GenerationSource {
+    async fn next(&mut self) -> Result<Option<Batch>, Failed> {
+        while self.fetches.len() < FETCHES {
+            let Some(wanted) = self.next_wanted().await? else { break };
+            let fetch = fetch(self.content.clone(), self.geometry, wanted);
+            self.fetches.push_back(tokio::spawn(fetch));
+        }
+        let Some(fetch) = self.fetches.pop_front() else { return Ok(None) };
+        let (batch, received) = fetch.await.map_err(|error| broken(&error))??;
+        self.stats.received_bytes += received;
+        Ok(Some(batch))
+    }
+}
+
+impl Drop for GenerationSource {
+    fn drop(&mut self) {
+        for fetch in &self.fetches {
+            fetch.abort();
+        }
+    }
+}
+
+fn broken(error: &tokio::task::JoinError) -> Failed {
+    Failed::new(FailureKind::Failed, format!("a task of the restore ended early: {error}"))
+}
+
+/// The runs in which `target` does not hold what they say, and how many bytes of it were read.
+fn compare(target: &PoolVolume, geometry: Geometry, runs: &[MapRun]) -> Result<(Vec<MapRun>, u64), Failed> {
+    let mut different = Vec::new();
+    let mut read = 0;
+    let mut buffer = vec![0; usize::try_from(geometry.chunk).unwrap_or(0)];
+    for run in runs {
+        let (offset, len) = (geometry.offset(run), geometry.len(run));
+        match run.id() {
+            Some(id) => {
+                let part = usize::try_from(len).ok().and_then(|len| buffer.get_mut(..len)).unwrap_or_default();
+                target.read(offset, part)?;
+                read += len;
+                if ChunkId::of(part) != id {
+                    different.push(*run);
+                }
+            }
+            None => read += compare_gap(target, geometry, run, &mut buffer, &mut different)?,
+        }
+    }
+    Ok((different, read))
+}
+
+/// The same for a run that reads as zero. What is mapped must go from a hole; a zero may stay mapped or
+/// unmapped but must read as zero.
+fn compare_gap(
+    target: &PoolVolume,
+    geometry: Geometry,
+    run: &MapRun,
+    buffer: &mut [u8],
+    different: &mut Vec<MapRun>,
+) -> Result<u64, Failed> {
+    let (offset, len) = (geometry.offset(run), geometry.len(run));
+    let (mut read, mut next) = (0, run.chunk);
+    for range in target.mapped(offset, offset + len) {
+        let range = range?;
+        let end = range.end.div_ceil(geometry.chunk);
+        for chunk in (range.begin / geometry.chunk).max(next)..end {
+            let one = MapRun { chunk, count: 1, entry: run.entry };
+            if run.entry == MapEntry::Zero {
+                let length = geometry.len(&one);
+                let part = usize::try_from(length).ok().and_then(|len| buffer.get_mut(..len)).unwrap_or_default();
+                target.read(geometry.offset(&one), part)?;
+                read += length;
+                if part.iter().all(|byte| *byte == 0) {
+                    continue;
+                }
+            }
+            merge(different, one);
+        }
+        next = next.max(end);
+    }
+    Ok(read)
+}
+
+fn merge(runs: &mut Vec<MapRun>, one: MapRun) {
+    match runs.last_mut() {
+        Some(last) if last.entry == one.entry && last.chunk + last.count == one.chunk => last.count += one.count,
+        _ => runs.push(one),
+    }
+}
+
+/// Turns runs into extents; chunks are fetched in one call, each id once.
+async fn fetch(
+    mut content: ContentClient<BoxedChannel>,
+    geometry: Geometry,
+    wanted: Vec<MapRun>,
+) -> Result<(Batch, u64), Failed> {
+    let mut lengths = HashMap::new();
+    for run in &wanted {
+        if let Some(id) = run.id() {
+            lengths.insert(id, geometry.len(run));
+        }
+    }
+    let mut answers = Vec::with_capacity(lengths.len());
+    let mut received = 0;
+    if !lengths.is_empty() {
+        let ids = lengths.keys().map(ChunkId::to_bytes).collect();
+        let mut stream = content.get_chunks(GetChunksRequest { ids }).await?.into_inner();
+        while let Some(data) = stream.message().await? {
+            received += data.stored.len() as u64;
+            answers.push(data);
+            if answers.len() > lengths.len() {
+                return Err(damaged("the server sent more chunks than were asked for"));
+            }
+        }
+    }
+    let plain = tokio::task::spawn_blocking(move || open_chunks(&answers, &lengths));
+    let plain = plain.await.map_err(|error| broken(&error))??;
+    let mut batch = Vec::with_capacity(wanted.len());
+    for run in &wanted {
+        let (offset, len) = (geometry.offset(run), geometry.len(run));
+        let content = match (run.entry, run.id()) {
+            (_, Some(id)) => {
+                let missing = || damaged(&format!("the server did not send chunk {id}"));
+                Content::Data(plain.get(&id).cloned().ok_or_else(missing)?)
+            }
+            (MapEntry::Zero, None) => Content::Zero(len),
+            _ => Content::Unmapped(len),
+        };
+        batch.push(Extent { offset, content });
+    }
+    Ok((batch, received))
+}
+
+/// Decompresses and proves what a server sent.
+fn open_chunks(
+    answers: &[ChunkData],
+    lengths: &HashMap<ChunkId, u64>,
+) -> Result<HashMap<ChunkId, Bytes>, Failed> {
+    let mut plain = HashMap::with_capacity(answers.len());
+    for data in answers {
+        let id = ChunkId::try_from(&*data.id).map_err(|error| damaged(&error.to_string()))?;
+        let Some(&length) = lengths.get(&id) else {
+            return Err(damaged(&format!("the server sent chunk {id}, which was not asked for")));
+        };
+        let length = usize::try_from(length).unwrap_or(0);
+        let bytes = match data.codec {
+            CODEC_PLAIN => data.stored.clone(),
+            CODEC_ZSTD => zstd::bulk::decompress(&data.stored, length)
+                .map_err(|error| damaged(&format!("chunk {id} does not decompress: {error}")))?
+                .into(),
+            other => return Err(damaged(&format!("chunk {id} has codec {other}, which is not known"))),
+        };
+        if bytes.len() != length || ChunkId::of(&bytes) != id {
+            return Err(damaged(&format!("chunk {id} is not what its id says")));
+        }
+        plain.insert(id, bytes);
+    }
+    Ok(plain)
+}
+
+fn damaged(what: &str) -> Failed {
+    Failed::new(FailureKind::Damaged, format!("reading a generation: {what}"))
+}
