@@ -1,1 +1,3 @@
 //! The thinbak backup server.
+
+pub mod store;

@@ -1,0 +1,207 @@
+//! Chunk storage: records in packs, and the index that finds them. `FORMAT.md` describes every byte.
+//!
+//! Records are immutable and named by an id that follows from their content, so storing one twice is
+//! storing it once. A put is answered when everything it holds is on stable storage and in the index.
+//! Memory does not grow with the number of records: the index lives on disk with bounded caches, and only
+//! the pack being written keeps its entries in memory.
+//!
+//! The packs are the truth. The index is derived from them and made anew from them when it is missing,
+//! damaged or behind.
+
+mod error;
+mod format;
+mod index;
+mod layout;
+mod medium;
+mod pack;
+mod reader;
+mod record;
+mod recovery;
+mod shared;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fs,
+    path::Path,
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
+
+use parking_lot::Mutex;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::spawn_blocking,
+};
+use uuid::Uuid;
+
+pub use error::{DamageReason, Problem, StoreError};
+pub use format::{MAX_PLAIN_LEN, MAX_STORED_GROWTH};
+pub use reader::Records;
+pub use record::{Kind, NewRecord, StoredRecord};
+pub use shared::StoreStats;
+pub use writer::PutOutcome;
+
+use format::{INDEX_DIR, INDEX_REBUILD_MARK, PACKS_DIR};
+use index::Index;
+use medium::{DirectoryMedium, Medium};
+use record::RecordHeader;
+use shared::Shared;
+use writer::{Prepared, QUEUE_LEN, Request, Writer};
+
+/// The chunk storage of one repository. Clones are handles to the same store.
+///
+/// Dropping the last handle stops the writer without sealing the current pack; nothing acknowledged is
+/// lost by that, only the next open has more to do.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    queue: Mutex<Option<mpsc::Sender<Request>>>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.queue.lock().take();
+        if let Some(writer) = self.writer.lock().take() {
+            // A writer that panicked has said so in the log.
+            let _ = writer.join();
+        }
+    }
+}
+
+impl Store {
+    /// Makes the folders of an empty store in `dir`, the repository's folder, and opens it.
+    pub fn init(dir: &Path, repository: Uuid) -> Result<Self, StoreError> {
+        let packs = dir.join(PACKS_DIR);
+        fs::create_dir(&packs)
+            .and_then(|()| medium::sync_dir(dir))
+            .map_err(|source| StoreError::io("making the packs' folder", &packs, source))?;
+        Self::open(dir, repository)
+    }
+
+    /// Opens the store in `dir`. Blocks: unfinished packs are completed and the index is brought up to date.
+    ///
+    /// A damaged, missing or foreign pack is no error here but one of the [`problems`](Self::problems).
+    /// The caller sees to it that a repository is opened once at a time.
+    pub fn open(dir: &Path, repository: Uuid) -> Result<Self, StoreError> {
+        Self::open_on(dir, repository, Arc::new(DirectoryMedium::new(dir.join(PACKS_DIR))))
+    }
+
+    fn open_on(dir: &Path, repository: Uuid, medium: Arc<dyn Medium>) -> Result<Self, StoreError> {
+        let index = Index::open(dir.join(INDEX_DIR), dir.join(INDEX_REBUILD_MARK), repository)?;
+        let shared = Arc::new(Shared::new(repository, medium, index));
+        let next_number = recovery::recover(&shared)?;
+        let (queue, requests) = mpsc::channel(QUEUE_LEN);
+        let writer = Writer::new(shared.clone(), next_number);
+        let writer = thread::Builder::new()
+            .name("pack-writer".to_owned())
+            .spawn(move || writer.run(requests))
+            .map_err(|source| StoreError::io("starting the writer", dir, source))?;
+        let inner = Inner { shared, queue: Mutex::new(Some(queue)), writer: Mutex::new(Some(writer)) };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Stores records. When this returns `Ok`, every one of them is on stable storage and is found by its
+    /// id, whether it is new or was there before. After an error some of them may be stored.
+    pub async fn put(&self, records: Vec<NewRecord>) -> Result<PutOutcome, StoreError> {
+        let shared = self.inner.shared.clone();
+        let records = blocking(move || prepare(&shared, records)).await?;
+        if records.is_empty() {
+            return Ok(PutOutcome::default());
+        }
+        let (answer, answered) = oneshot::channel();
+        self.send(Request::Put { records, answer }).await?;
+        answered.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Which of `ids` are stored, in their order. A record of a pack that is known to be unreadable does
+    /// not count, so that it is sent and stored again.
+    pub async fn contains(&self, ids: Vec<[u8; 32]>) -> Result<Vec<bool>, StoreError> {
+        let shared = self.inner.shared.clone();
+        blocking(move || {
+            let located = shared.index.locate(&ids)?;
+            Ok(located
+                .into_iter()
+                .map(|found| found.is_some_and(|location| shared.reachable(&location)))
+                .collect())
+        })
+        .await
+    }
+
+    /// Reads a record; `None` if there is none with this id. Header and checksum are verified; that the
+    /// content gives the id is for the caller to check.
+    pub async fn get(&self, id: [u8; 32]) -> Result<Option<StoredRecord>, StoreError> {
+        self.get_many(vec![id]).await?.pop().flatten().transpose()
+    }
+
+    /// Reads records, as [`get`](Self::get) does each, in the order of `ids`. They are read in the order
+    /// in which they lie in the packs, neighbours together. All of them are in memory at once.
+    pub async fn get_many(
+        &self,
+        ids: Vec<[u8; 32]>,
+    ) -> Result<Vec<Option<Result<StoredRecord, StoreError>>>, StoreError> {
+        let shared = self.inner.shared.clone();
+        blocking(move || reader::read_many(&shared, &ids)).await
+    }
+
+    /// Sizes, without reading packs.
+    pub fn stats(&self) -> StoreStats {
+        self.inner.shared.stats()
+    }
+
+    /// Everything found wrong since the store was opened that did not stop it from working.
+    pub fn problems(&self) -> Vec<Problem> {
+        self.inner.shared.problems()
+    }
+
+    /// All readable records of one kind, in the order in which they were stored; blocks while iterating.
+    /// Packs without such records are not read. A record stored twice comes twice.
+    pub fn records(&self, kind: Kind) -> Result<Records, StoreError> {
+        Records::new(self.inner.shared.clone(), kind)
+    }
+
+    /// Seals the current pack and stops writing; other handles can still read. Puts that were queued
+    /// before are served first.
+    pub async fn close(self) {
+        let (answer, answered) = oneshot::channel();
+        if self.send(Request::Close { answer }).await.is_ok() {
+            // Closed by another handle meanwhile: as good.
+            let _ = answered.await;
+        }
+        let writer = self.inner.writer.lock().take();
+        if let Some(writer) = writer {
+            // A writer that panicked has said so in the log.
+            let _ = spawn_blocking(move || writer.join()).await;
+        }
+    }
+
+    async fn send(&self, request: Request) -> Result<(), StoreError> {
+        let queue = self.inner.queue.lock().clone().ok_or(StoreError::Closed)?;
+        queue.send(request).await.map_err(|_| StoreError::Closed)
+    }
+}
+
+/// Checks and hashes the records that are not stored yet.
+fn prepare(shared: &Shared, records: Vec<NewRecord>) -> Result<Vec<Prepared>, StoreError> {
+    let ids: Vec<[u8; 32]> = records.iter().map(|record| record.id).collect();
+    let located = shared.index.locate(&ids)?;
+    records
+        .into_iter()
+        .zip(located)
+        .filter(|(_, found)| !found.is_some_and(|location| shared.reachable(&location)))
+        .map(|(record, _)| Ok(Prepared { header: RecordHeader::new(&record)?, stored: record.stored }))
+        .collect()
+}
+
+async fn blocking<T: Send + 'static>(
+    run: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    spawn_blocking(run).await.unwrap_or(Err(StoreError::Closed))
+}

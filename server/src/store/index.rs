@@ -1,0 +1,373 @@
+//! The chunk index: id to place, in an embedded log-structured store on disk.
+//!
+//! It is derived from the packs and never the only witness of anything, so it is not synced. Each pack
+//! has a mark, written in the same atomic batch as the entries of that pack's records and into the same
+//! tree; batches reach the disk in order. So whatever part of the index a crash leaves, a mark that is
+//! there has its entries there too, and a pack whose mark is missing or says 'not sealed' is read again
+//! at the next open.
+
+use std::{
+    fs,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use fjall::{Database, Keyspace, KeyspaceCreateOptions};
+use parking_lot::RwLock;
+use uuid::Uuid;
+
+use super::{
+    error::StoreError,
+    format::{
+        INDEX_MARK_KEY_LEN, INDEX_MARK_LEN, INDEX_MARK_PREFIX, INDEX_OWNER_KEY, INDEX_VALUE_LEN,
+        INDEX_VERSION, Put, Take, record_len,
+    },
+    layout::PackEntry,
+    record::{Kind, lengths_allowed},
+};
+
+/// Memory of the embedded store: blocks read, and entries not yet in a table (up to five such tables
+/// exist at a time).
+const CACHE_BYTES: u64 = 16 * 1024 * 1024;
+const MEMTABLE_BYTES: u64 = 8 * 1024 * 1024;
+const JOURNAL_BYTES: u64 = 64 * 1024 * 1024;
+const OPEN_TABLES: usize = 128;
+const KEYSPACE: &str = "chunks";
+/// What must fit before a store that gave up on a full disk is opened again.
+const PROBE_BYTES: usize = 4 * 1024 * 1024;
+
+/// Where a record lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Location {
+    pub(super) pack: u32,
+    pub(super) offset: u32,
+    pub(super) stored_len: u32,
+    pub(super) plain_len: u32,
+    pub(super) kind: Kind,
+}
+
+impl Location {
+    pub(super) fn of(pack: u32, entry: &PackEntry) -> Self {
+        Self {
+            pack,
+            offset: entry.offset,
+            stored_len: entry.stored_len,
+            plain_len: entry.plain_len,
+            kind: entry.kind,
+        }
+    }
+
+    /// First byte after the record.
+    pub(super) fn end(&self) -> u64 {
+        u64::from(self.offset) + record_len(self.stored_len)
+    }
+
+    pub(super) fn encode(&self) -> [u8; INDEX_VALUE_LEN] {
+        let mut out = [0; INDEX_VALUE_LEN];
+        Put(&mut out)
+            .bytes(&[self.kind.code()])
+            .bytes(&self.pack.to_le_bytes())
+            .bytes(&self.offset.to_le_bytes())
+            .bytes(&self.stored_len.to_le_bytes())
+            .bytes(&self.plain_len.to_le_bytes());
+        out
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut take = Take(<&[u8; INDEX_VALUE_LEN]>::try_from(bytes).ok()?);
+        let kind = Kind::from_code(take.u8())?;
+        let location = Self {
+            pack: take.u32(),
+            offset: take.u32(),
+            stored_len: take.u32(),
+            plain_len: take.u32(),
+            kind,
+        };
+        lengths_allowed(location.plain_len, location.stored_len).then_some(location)
+    }
+}
+
+/// Records of one kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Count {
+    pub(super) records: u32,
+    pub(super) plain_bytes: u64,
+    pub(super) stored_bytes: u64,
+}
+
+/// What the index knows of a pack: up to where it is covered, and sums for the statistics.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Mark {
+    pub(super) sealed: bool,
+    /// Sealed: length of the file. Else: end of the last record in the index.
+    pub(super) len: u64,
+    /// By kind, in the order of [`Kind::ALL`].
+    pub(super) counts: [Count; 4],
+}
+
+impl Mark {
+    pub(super) fn new(sealed: bool, len: u64, entries: &[PackEntry]) -> Self {
+        let mut mark = Self { sealed, len, ..Self::default() };
+        entries.iter().for_each(|entry| mark.add(entry));
+        mark
+    }
+
+    /// Counts one more record.
+    pub(super) fn add(&mut self, entry: &PackEntry) {
+        for (kind, count) in Kind::ALL.into_iter().zip(&mut self.counts) {
+            if kind == entry.kind {
+                count.records += 1;
+                count.plain_bytes += u64::from(entry.plain_len);
+                count.stored_bytes += u64::from(entry.stored_len);
+            }
+        }
+    }
+
+    pub(super) fn count(&self, wanted: Kind) -> Count {
+        let found = Kind::ALL.into_iter().zip(self.counts).find(|(kind, _)| *kind == wanted);
+        found.map(|(_, count)| count).unwrap_or_default()
+    }
+
+    pub(super) fn encode(&self) -> [u8; INDEX_MARK_LEN] {
+        let mut out = [0; INDEX_MARK_LEN];
+        let mut put = Put(&mut out);
+        put.bytes(&[u8::from(self.sealed)]).bytes(&self.len.to_le_bytes());
+        for count in &self.counts {
+            put.bytes(&count.records.to_le_bytes())
+                .bytes(&count.plain_bytes.to_le_bytes())
+                .bytes(&count.stored_bytes.to_le_bytes());
+        }
+        out
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut take = Take(<&[u8; INDEX_MARK_LEN]>::try_from(bytes).ok()?);
+        let sealed = match take.u8() {
+            0 => false,
+            1 => true,
+            _ => return None,
+        };
+        let len = take.u64();
+        let mut counts = [Count::default(); 4];
+        for count in &mut counts {
+            *count = Count { records: take.u32(), plain_bytes: take.u64(), stored_bytes: take.u64() };
+        }
+        Some(Self { sealed, len, counts })
+    }
+}
+
+pub(super) fn mark_key(pack: u32) -> [u8; INDEX_MARK_KEY_LEN] {
+    let mut key = [0; INDEX_MARK_KEY_LEN];
+    Put(&mut key).bytes(&INDEX_MARK_PREFIX).bytes(&pack.to_be_bytes());
+    key
+}
+
+pub(super) fn owner_value(repository: Uuid) -> [u8; 17] {
+    let mut value = [0; 17];
+    Put(&mut value).bytes(&[INDEX_VERSION]).bytes(repository.as_bytes());
+    value
+}
+
+#[derive(Clone)]
+struct Handle {
+    database: Database,
+    entries: Keyspace,
+}
+
+/// The chunk index of one repository.
+pub(super) struct Index {
+    path: PathBuf,
+    rebuild_mark: PathBuf,
+    repository: Uuid,
+    handle: RwLock<Option<Handle>>,
+}
+
+impl Index {
+    /// Opens the index in `path`. One that is missing, not readable, of another layout or of another
+    /// repository, or that the file `rebuild_mark` condemns, is replaced by an empty one.
+    pub(super) fn open(path: PathBuf, rebuild_mark: PathBuf, repository: Uuid) -> Result<Self, StoreError> {
+        let index = Self { path, rebuild_mark, repository, handle: RwLock::new(None) };
+        let io = |attempted, source| StoreError::io(attempted, &index.path, source);
+        let condemned =
+            index.rebuild_mark.try_exists().map_err(|source| io("looking for the rebuild mark", source))?;
+        if !condemned {
+            match index.open_existing() {
+                Ok(Some(handle)) => {
+                    *index.handle.write() = Some(handle);
+                    return Ok(index);
+                }
+                Ok(None) => {}
+                Err(StoreError::Index { source, .. }) if matches!(*source, fjall::Error::Locked) => {
+                    return Err(index.failed("opening: another process has it open", fjall::Error::Locked));
+                }
+                Err(error) => tracing::warn!(%error, "the chunk index is not usable and is made anew"),
+            }
+        }
+        match fs::remove_dir_all(&index.path) {
+            Ok(()) => {
+                tracing::info!(path = %index.path.display(), "making the chunk index anew from the packs")
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io("removing the old chunk index", error)),
+        }
+        let handle = index.open_database()?;
+        handle
+            .entries
+            .insert(INDEX_OWNER_KEY, owner_value(repository))
+            .map_err(|source| index.failed("writing", source))?;
+        *index.handle.write() = Some(handle);
+        if condemned {
+            fs::remove_file(&index.rebuild_mark).map_err(|source| io("removing the rebuild mark", source))?;
+        }
+        Ok(index)
+    }
+
+    /// The index that is there, if it is one and ours.
+    fn open_existing(&self) -> Result<Option<Handle>, StoreError> {
+        let exists =
+            self.path.try_exists().map_err(|source| StoreError::io("opening", &self.path, source))?;
+        if !exists {
+            return Ok(None);
+        }
+        let handle = self.open_database()?;
+        let owner = handle.entries.get(INDEX_OWNER_KEY).map_err(|source| self.failed("reading", source))?;
+        Ok((owner.as_deref() == Some(&owner_value(self.repository)[..])).then_some(handle))
+    }
+
+    /// Opens or makes the store's files. A store that finds its files damaged may panic; here that is an error.
+    fn open_database(&self) -> Result<Handle, StoreError> {
+        let open = || -> fjall::Result<Handle> {
+            let database = Database::builder(&self.path)
+                .cache_size(CACHE_BYTES)
+                .max_journaling_size(JOURNAL_BYTES)
+                .max_cached_files(Some(OPEN_TABLES))
+                .worker_threads(1)
+                .open()?;
+            let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
+            let entries = database.keyspace(KEYSPACE, options)?;
+            Ok(Handle { database, entries })
+        };
+        catch_unwind(AssertUnwindSafe(open))
+            .unwrap_or(Err(fjall::Error::Unrecoverable))
+            .map_err(|source| self.failed("opening", source))
+    }
+
+    fn failed(&self, attempted: &'static str, source: fjall::Error) -> StoreError {
+        StoreError::Index { attempted, path: self.path.clone(), source: Arc::new(source) }
+    }
+
+    fn handle(&self) -> Result<Handle, StoreError> {
+        self.handle.read().clone().ok_or_else(|| self.failed("reading", fjall::Error::Poisoned))
+    }
+
+    /// Runs a read, and condemns the index if its files turn out to be damaged.
+    fn read<T>(&self, run: impl FnOnce(&Keyspace) -> Result<T, fjall::Error>) -> Result<T, StoreError> {
+        let handle = self.handle()?;
+        let result = catch_unwind(AssertUnwindSafe(|| run(&handle.entries)));
+        result.unwrap_or(Err(fjall::Error::Unrecoverable)).map_err(|source| {
+            if matches!(source, fjall::Error::Storage(_) | fjall::Error::Unrecoverable) {
+                self.condemn();
+            }
+            self.failed("reading", source)
+        })
+    }
+
+    /// Makes the next open build the index anew.
+    fn condemn(&self) {
+        tracing::error!(path = %self.path.display(), "the chunk index is damaged; it is rebuilt at the next start");
+        if let Err(error) = fs::write(&self.rebuild_mark, b"") {
+            tracing::error!(%error, path = %self.rebuild_mark.display(), "the rebuild mark could not be written");
+        }
+    }
+
+    /// Where the records of `ids` are, in the order of `ids`.
+    pub(super) fn locate(&self, ids: &[[u8; 32]]) -> Result<Vec<Option<Location>>, StoreError> {
+        let values =
+            self.read(|entries| ids.iter().map(|id| entries.get(id)).collect::<Result<Vec<_>, _>>())?;
+        values
+            .into_iter()
+            .map(|value| match value {
+                None => Ok(None),
+                Some(value) => match Location::decode(&value) {
+                    Some(location) => Ok(Some(location)),
+                    None => {
+                        self.condemn();
+                        Err(StoreError::IndexEntry { path: self.path.clone() })
+                    }
+                },
+            })
+            .collect()
+    }
+
+    /// Adds the records of a pack and the pack's mark in one step.
+    pub(super) fn cover(&self, pack: u32, entries: &[PackEntry], mark: &Mark) -> Result<(), StoreError> {
+        let handle = self.handle()?;
+        let write = || {
+            let mut batch = handle.database.batch();
+            for entry in entries {
+                batch.insert(&handle.entries, entry.id, Location::of(pack, entry).encode());
+            }
+            batch.insert(&handle.entries, mark_key(pack), mark.encode());
+            batch.commit()
+        };
+        catch_unwind(AssertUnwindSafe(write))
+            .unwrap_or(Err(fjall::Error::Poisoned))
+            .map_err(|source| self.failed("writing", source))
+    }
+
+    /// Shows the marks of all packs to `visit`, in ascending order of their numbers.
+    pub(super) fn for_each_mark(&self, mut visit: impl FnMut(u32, Mark)) -> Result<(), StoreError> {
+        let all_valid = self.read(|entries| {
+            for guard in entries.prefix(INDEX_MARK_PREFIX) {
+                let (key, value) = guard.into_inner()?;
+                if key.len() != INDEX_MARK_KEY_LEN {
+                    continue;
+                }
+                let number = key.last_chunk::<4>().map(|number| u32::from_be_bytes(*number));
+                let (Some(number), Some(mark)) = (number, Mark::decode(&value)) else { return Ok(false) };
+                visit(number, mark);
+            }
+            Ok(true)
+        })?;
+        if !all_valid {
+            self.condemn();
+            return Err(StoreError::IndexEntry { path: self.path.clone() });
+        }
+        Ok(())
+    }
+
+    /// The mark of one pack.
+    pub(super) fn mark(&self, pack: u32) -> Result<Option<Mark>, StoreError> {
+        let value = self.read(|entries| entries.get(mark_key(pack)))?;
+        Ok(value.and_then(|value| Mark::decode(&value)))
+    }
+
+    /// Bytes of disk that the index takes.
+    pub(super) fn disk_bytes(&self) -> u64 {
+        self.handle().ok().and_then(|handle| handle.database.disk_space().ok()).unwrap_or_default()
+    }
+
+    /// After a failed write the embedded store takes no further ones. Opens it again, if there is room
+    /// to: until then it can still be read.
+    pub(super) fn reopen(&self) -> Result<(), StoreError> {
+        self.probe().map_err(|source| StoreError::io("reopening the chunk index", &self.path, source))?;
+        let mut handle = self.handle.write();
+        *handle = None;
+        *handle = Some(self.open_database()?);
+        Ok(())
+    }
+
+    fn probe(&self) -> std::io::Result<()> {
+        let path = self.rebuild_mark.with_extension("probe");
+        let written =
+            fs::write(&path, vec![0xa5; PROBE_BYTES]).and_then(|()| fs::File::open(&path)?.sync_all());
+        fs::remove_file(&path)?;
+        written
+    }
+}
+
+/// Whether only reopening helps.
+pub(super) fn is_poisoned(error: &StoreError) -> bool {
+    matches!(error, StoreError::Index { source, .. } if matches!(**source, fjall::Error::Poisoned))
+}

@@ -1,0 +1,170 @@
+//! Where packs live. Everything above asks this trait, so that tests can refuse, tear and lose writes.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, IoSlice, Write as _},
+    path::{Path, PathBuf},
+};
+
+use super::format::{pack_number, pack_path};
+
+/// By so much free space, or this part of the file system if that is less, the storage stops short:
+/// deletion, repair, the catalogue and the chunk index need room to work.
+const RESERVE_BYTES: u64 = 256 * 1024 * 1024;
+const RESERVE_DIVISOR: u64 = 16;
+
+/// A pack by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct PackFile {
+    pub(super) number: u32,
+    pub(super) len: u64,
+}
+
+/// A place for packs.
+///
+/// Contract: a name is durable when `create` returns, content is durable when `sync` returns; nothing
+/// else is. After an error of `append` the file may have become longer by any part of it; after an
+/// error of `sync` nothing is known about anything appended since the last one that succeeded.
+pub(super) trait Medium: Send + Sync + 'static {
+    /// For messages.
+    fn path(&self) -> &Path;
+    /// All packs in ascending order of their numbers.
+    fn list(&self) -> io::Result<Vec<PackFile>>;
+    /// Makes a pack that must not exist.
+    fn create(&self, number: u32) -> io::Result<Box<dyn PackWrite>>;
+    /// Opens a pack to cut its tail and append to what is left.
+    fn open_write(&self, number: u32) -> io::Result<Box<dyn PackWrite>>;
+    /// Opens a pack to read.
+    fn open_read(&self, number: u32) -> io::Result<Box<dyn PackRead>>;
+    /// Removes a pack in which nothing was ever stored.
+    fn remove_empty(&self, number: u32) -> io::Result<()>;
+    /// Bytes that may be appended before the reserve is touched.
+    fn available_bytes(&self) -> io::Result<u64>;
+}
+
+/// A pack being written.
+pub(super) trait PackWrite: Send {
+    /// Writes all of it at the end.
+    fn append(&mut self, slices: &mut [IoSlice<'_>]) -> io::Result<()>;
+    /// Makes everything appended durable, and the length.
+    fn sync(&mut self) -> io::Result<()>;
+    /// Cuts off everything from `len` on; the next append goes there.
+    fn truncate(&mut self, len: u64) -> io::Result<()>;
+}
+
+/// A pack being read.
+pub(super) trait PackRead: Send + Sync {
+    /// Fills `buf` from `offset`; `UnexpectedEof` past the end.
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Length now, in bytes.
+    fn len(&self) -> io::Result<u64>;
+}
+
+/// Packs as files in a directory.
+#[derive(Debug)]
+pub(super) struct DirectoryMedium {
+    root: PathBuf,
+}
+
+impl DirectoryMedium {
+    pub(super) fn new(root: PathBuf) -> Self {
+        Self { root }
+    }
+}
+
+/// Makes the names in a directory durable.
+pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+impl Medium for DirectoryMedium {
+    fn path(&self) -> &Path {
+        &self.root
+    }
+
+    fn list(&self) -> io::Result<Vec<PackFile>> {
+        let mut packs = Vec::new();
+        for dir in fs::read_dir(&self.root)? {
+            let dir = dir?;
+            if !dir.file_type()?.is_dir() {
+                continue;
+            }
+            for file in fs::read_dir(dir.path())? {
+                let file = file?;
+                let names = (dir.file_name(), file.file_name());
+                let (Some(dir_name), Some(file_name)) = (names.0.to_str(), names.1.to_str()) else {
+                    continue;
+                };
+                if let Some(number) = pack_number(dir_name, file_name) {
+                    packs.push(PackFile { number, len: file.metadata()?.len() });
+                }
+            }
+        }
+        packs.sort_unstable();
+        Ok(packs)
+    }
+
+    fn create(&self, number: u32) -> io::Result<Box<dyn PackWrite>> {
+        let path = self.root.join(pack_path(number));
+        let dir = path.parent().unwrap_or(&self.root);
+        match fs::create_dir(dir) {
+            Ok(()) => sync_dir(&self.root)?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+        let file = OpenOptions::new().append(true).create_new(true).open(&path)?;
+        sync_dir(dir)?;
+        Ok(Box::new(file))
+    }
+
+    fn open_write(&self, number: u32) -> io::Result<Box<dyn PackWrite>> {
+        Ok(Box::new(OpenOptions::new().append(true).open(self.root.join(pack_path(number)))?))
+    }
+
+    fn open_read(&self, number: u32) -> io::Result<Box<dyn PackRead>> {
+        Ok(Box::new(File::open(self.root.join(pack_path(number)))?))
+    }
+
+    fn remove_empty(&self, number: u32) -> io::Result<()> {
+        fs::remove_file(self.root.join(pack_path(number)))
+    }
+
+    fn available_bytes(&self) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(&self.root)?;
+        let reserve = RESERVE_BYTES.min(stat.f_blocks.saturating_mul(stat.f_frsize) / RESERVE_DIVISOR);
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize).saturating_sub(reserve))
+    }
+}
+
+impl PackWrite for File {
+    fn append(&mut self, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+        IoSlice::advance_slices(&mut slices, 0);
+        while !slices.is_empty() {
+            match self.write_vectored(slices) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => IoSlice::advance_slices(&mut slices, written),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_data()
+    }
+
+    fn truncate(&mut self, len: u64) -> io::Result<()> {
+        self.set_len(len)
+    }
+}
+
+impl PackRead for File {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(self, buf, offset)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+}

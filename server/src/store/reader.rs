@@ -1,0 +1,174 @@
+//! Reading many records at a time, and all records of a kind.
+
+use std::{collections::VecDeque, ops::Range, sync::Arc};
+
+use bytes::Bytes;
+
+use super::{
+    error::StoreError,
+    format::RECORD_HEADER_LEN,
+    index::Location,
+    layout::PackEntry,
+    pack::Pack,
+    record::{Kind, StoredRecord},
+    shared::Shared,
+};
+
+/// Records are read together if no more than this lies between them,
+const MAX_GAP: u64 = 32 * 1024;
+/// and as long as they are no longer than this together.
+const MAX_RUN: u64 = 4 * 1024 * 1024;
+
+type Read = Option<Result<StoredRecord, StoreError>>;
+/// A pack, its number, and what is left of its entries.
+type Entries = (Arc<Pack>, u32, std::vec::IntoIter<PackEntry>);
+
+/// A record wanted: where it is, and which of the ids asked for it.
+struct Wanted {
+    location: Location,
+    place: usize,
+}
+
+/// Reads the records of `ids`, in the order in which they lie on disk.
+pub(super) fn read_many(shared: &Shared, ids: &[[u8; 32]]) -> Result<Vec<Read>, StoreError> {
+    let located = shared.index.locate(ids)?;
+    let mut wanted: Vec<Wanted> = located
+        .into_iter()
+        .enumerate()
+        .filter_map(|(place, found)| found.map(|location| Wanted { location, place }))
+        .collect();
+    wanted.sort_unstable_by_key(|wanted| wanted.location);
+    let mut results: Vec<Read> = Vec::new();
+    results.resize_with(ids.len(), || None);
+    for run in wanted.chunk_by(in_one_pack) {
+        let Some(first) = run.first() else { continue };
+        let pack = shared.pack(first.location.pack);
+        for span in spans(run) {
+            let group = run.get(span).unwrap_or_default();
+            for (wanted, read) in group.iter().zip(read_group(&pack, group, ids)) {
+                if let Some(result) = results.get_mut(wanted.place) {
+                    *result = Some(read);
+                }
+            }
+        }
+    }
+    Ok(results)
+}
+
+fn in_one_pack(one: &Wanted, next: &Wanted) -> bool {
+    one.location.pack == next.location.pack
+}
+
+/// Cuts what is wanted of one pack into groups that are read at once.
+fn spans(run: &[Wanted]) -> Vec<Range<usize>> {
+    let mut spans = Vec::new();
+    let (mut begin, mut first, mut end) = (0, 0, 0);
+    for (place, wanted) in run.iter().enumerate() {
+        let (offset, record_end) = (u64::from(wanted.location.offset), wanted.location.end());
+        if place > begin && (offset > end + MAX_GAP || record_end.saturating_sub(first) > MAX_RUN) {
+            spans.push(begin..place);
+            begin = place;
+        }
+        if place == begin {
+            (first, end) = (offset, record_end);
+        }
+        end = end.max(record_end);
+    }
+    spans.push(begin..run.len());
+    spans
+}
+
+/// Reads one group. If reading it whole fails, each record is tried by itself, so that one bad spot or a
+/// missing end costs only what lies there.
+fn read_group(
+    pack: &Result<Arc<Pack>, StoreError>,
+    group: &[Wanted],
+    ids: &[[u8; 32]],
+) -> Vec<Result<StoredRecord, StoreError>> {
+    let id_of = |wanted: &Wanted| ids.get(wanted.place).copied().unwrap_or_default();
+    let pack = match pack {
+        Ok(pack) => pack,
+        Err(error) => return group.iter().map(|_| Err(error.clone())).collect(),
+    };
+    let begin = group.first().map_or(0, |wanted| u64::from(wanted.location.offset));
+    let end = group.iter().map(|wanted| content_end(&wanted.location)).max().unwrap_or(begin);
+    let mut bytes = vec![0; usize::try_from(end.saturating_sub(begin)).unwrap_or_default()];
+    let whole = pack.read_exact(&mut bytes, begin).map(|()| Bytes::from(bytes));
+    let single = group.len() == 1;
+    group
+        .iter()
+        .map(|wanted| {
+            let location = &wanted.location;
+            match &whole {
+                Ok(bytes) => {
+                    let from = usize::try_from(u64::from(location.offset) - begin).unwrap_or_default();
+                    let to = usize::try_from(content_end(location) - begin).unwrap_or_default();
+                    pack.parse_record(location, &id_of(wanted), &bytes.slice(from..to))
+                }
+                Err(error) if single => Err(error.clone()),
+                Err(_) => pack.read_record(location, &id_of(wanted)),
+            }
+        })
+        .collect()
+}
+
+/// End of a record without its padding.
+fn content_end(location: &Location) -> u64 {
+    u64::from(location.offset) + RECORD_HEADER_LEN as u64 + u64::from(location.stored_len)
+}
+
+/// All records of one kind; made by [`Store::records`](super::Store::records).
+pub struct Records {
+    shared: Arc<Shared>,
+    kind: Kind,
+    packs: VecDeque<u32>,
+    current: Option<Entries>,
+}
+
+impl Records {
+    pub(super) fn new(shared: Arc<Shared>, kind: Kind) -> Result<Self, StoreError> {
+        let files = shared
+            .medium
+            .list()
+            .map_err(|source| StoreError::io("listing packs", shared.medium.path(), source))?;
+        let packs = files.into_iter().map(|file| file.number).collect();
+        Ok(Self { shared, kind, packs, current: None })
+    }
+
+    /// The entries of the wanted kind in a pack.
+    fn open(&self, number: u32) -> Result<Option<Entries>, StoreError> {
+        let Some(mark) = self.shared.index.mark(number)? else { return Ok(None) };
+        if mark.count(self.kind).records == 0 {
+            return Ok(None);
+        }
+        let pack = self.shared.pack(number)?;
+        let mut entries = match pack.sealed_entries() {
+            Ok(entries) => entries,
+            // The pack being written, or one whose end is lost.
+            Err(StoreError::Damaged { .. }) => pack.scan(mark.len.min(pack.len()?))?.entries,
+            Err(error) => return Err(error),
+        };
+        entries.retain(|entry| entry.kind == self.kind);
+        Ok(Some((pack, number, entries.into_iter())))
+    }
+}
+
+impl Iterator for Records {
+    type Item = Result<StoredRecord, StoreError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some((pack, number, entries)) = &mut self.current
+                && let Some(entry) = entries.next()
+            {
+                return Some(pack.read_record(&Location::of(*number, &entry), &entry.id));
+            }
+            self.current = None;
+            let number = self.packs.pop_front()?;
+            match self.open(number) {
+                Ok(current) => self.current = current,
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Bringing packs and index together when a store is opened: unfinished packs are completed, packs that
+//! the index does not cover are read into it, and what is wrong is noted without stopping the rest.
+
+use std::io::IoSlice;
+
+use super::{
+    error::{Problem, StoreError},
+    format::{MAX_PACK_LEN, PACK_HEADER_LEN},
+    index::Mark,
+    layout::{PackEntry, encode_tail},
+    medium::PackFile,
+    pack::Pack,
+    shared::Shared,
+};
+
+/// Makes the index cover every pack. Returns the number of the next new pack.
+pub(super) fn recover(shared: &Shared) -> Result<Option<u32>, StoreError> {
+    let files = shared
+        .medium
+        .list()
+        .map_err(|source| StoreError::io("listing packs", shared.medium.path(), source))?;
+    let (todo, highest_mark) = compare(shared, &files)?;
+    for (file, mark) in todo {
+        match recover_pack(shared, file, mark) {
+            Ok(()) => {}
+            Err(error @ (StoreError::Index { .. } | StoreError::IndexEntry { .. })) => return Err(error),
+            Err(error) => {
+                shared.withdraw(file.number, 0);
+                shared.report(Problem::Pack(error));
+            }
+        }
+    }
+    let highest = files.last().map(|file| file.number).max(highest_mark);
+    Ok(highest.map_or(Some(0), |number| number.checked_add(1)))
+}
+
+type Todo = Vec<(PackFile, Option<Mark>)>;
+
+/// Sorts the packs into those that the index covers as they are and those to be looked into; notes those
+/// that are missing. Also returns the highest number that the index knows.
+fn compare(shared: &Shared, files: &[PackFile]) -> Result<(Todo, Option<u32>), StoreError> {
+    let mut todo = Todo::new();
+    let mut files = files.iter().copied().peekable();
+    let mut highest = None;
+    shared.index.for_each_mark(|number, mark| {
+        highest = Some(number);
+        while let Some(file) = files.next_if(|file| file.number < number) {
+            todo.push((file, None));
+        }
+        match files.next_if(|file| file.number == number) {
+            None => {
+                shared.withdraw(number, 0);
+                shared.report(Problem::Pack(StoreError::PackMissing { pack: number }));
+            }
+            Some(file) => {
+                shared.add_pack(file.len, &mark);
+                if file.len < mark.len {
+                    shared.withdraw(number, file.len);
+                    let (expected, found) = (mark.len, file.len);
+                    shared.report(Problem::Pack(StoreError::PackTruncated { pack: number, expected, found }));
+                } else if !(mark.sealed && file.len == mark.len) {
+                    todo.push((file, Some(mark)));
+                }
+            }
+        }
+    })?;
+    todo.extend(files.map(|file| (file, None)));
+    Ok((todo, highest))
+}
+
+/// Reads one pack into the index, and completes it if it is unfinished.
+fn recover_pack(shared: &Shared, file: PackFile, mark: Option<Mark>) -> Result<(), StoreError> {
+    if file.len > MAX_PACK_LEN {
+        return Err(StoreError::OversizedPack { pack: file.number, len: file.len });
+    }
+    if file.len <= PACK_HEADER_LEN as u64 && mark.is_none() {
+        // Made by a put that was never acknowledged.
+        return shared
+            .medium
+            .remove_empty(file.number)
+            .map_err(|source| StoreError::io("removing an empty pack", shared.medium.path(), source));
+    }
+    let pack = Pack::open(&*shared.medium, shared.repository, file.number)?;
+    if !pack.header_valid() {
+        shared.report(Problem::PackHeader { pack: file.number });
+    }
+    let (entries, len) = match pack.sealed_entries() {
+        Ok(entries) => (entries, Ok(file.len)),
+        Err(StoreError::Damaged { .. }) => {
+            let scan = pack.scan(file.len)?;
+            for (offset, len) in scan.gaps {
+                shared.report(Problem::Skipped { pack: file.number, offset, len });
+            }
+            if scan.end < file.len {
+                let cut = file.len - scan.end;
+                tracing::warn!(
+                    pack = file.number,
+                    offset = scan.end,
+                    cut,
+                    "cutting the unfinished end off a pack"
+                );
+            }
+            let completed = complete(shared, file.number, scan.end, &scan.entries);
+            (scan.entries, completed.map_err(|source| (scan.end, source)))
+        }
+        Err(error) => return Err(error),
+    };
+    let new_mark = match len {
+        Ok(len) => Mark::new(true, len, &entries),
+        Err((end, source)) => {
+            shared.report(Problem::Unfinished { pack: file.number, source });
+            Mark::new(false, end, &entries)
+        }
+    };
+    shared.index.cover(file.number, &entries, &new_mark)?;
+    if let Some(mark) = mark {
+        shared.remove_pack(file.len, &mark);
+    }
+    shared.add_pack(new_mark.len, &new_mark);
+    Ok(())
+}
+
+/// Cuts a pack behind its last whole record and seals it. Returns its length.
+fn complete(shared: &Shared, number: u32, end: u64, entries: &[PackEntry]) -> Result<u64, StoreError> {
+    let tail = encode_tail(shared.repository, number, end, entries);
+    let write = || {
+        let mut file = shared.medium.open_write(number)?;
+        file.truncate(end)?;
+        file.append(&mut [IoSlice::new(&tail)])?;
+        file.sync()
+    };
+    write()
+        .map_err(|source| StoreError::io("completing an unfinished pack", shared.medium.path(), source))?;
+    Ok(end + tail.len() as u64)
+}

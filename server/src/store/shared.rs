@@ -1,0 +1,150 @@
+//! What readers and the writer of a store have in common.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use parking_lot::{Mutex, RwLock};
+use quick_cache::sync::Cache;
+use uuid::Uuid;
+
+use super::{
+    error::{Problem, StoreError},
+    index::{Index, Location, Mark},
+    medium::Medium,
+    pack::Pack,
+    record::Kind,
+};
+
+/// Packs kept open for reading.
+const OPEN_PACKS: usize = 128;
+/// Problems kept for [`Shared::problems`]; all are logged.
+const MAX_PROBLEMS: usize = 1000;
+
+/// Sizes of a store. Records and bytes are those of all readable packs; a record that a crash made to be
+/// stored twice counts twice.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StoreStats {
+    /// Packs, the unfinished one included.
+    pub packs: u64,
+    /// Bytes of all packs.
+    pub pack_bytes: u64,
+    /// Chunk records.
+    pub chunks: u64,
+    /// Plain bytes of the chunks.
+    pub chunk_plain_bytes: u64,
+    /// Stored bytes of the chunks, without record headers.
+    pub chunk_stored_bytes: u64,
+    /// Map node records.
+    pub map_nodes: u64,
+    /// Stored bytes of the map nodes, without record headers.
+    pub map_node_bytes: u64,
+    /// Bytes that the chunk index takes on disk.
+    pub index_bytes: u64,
+}
+
+/// State shared by all handles of one store.
+pub(super) struct Shared {
+    pub(super) repository: Uuid,
+    pub(super) medium: Arc<dyn Medium>,
+    pub(super) index: Index,
+    packs: Cache<u32, Arc<Pack>>,
+    /// Packs of which only so many bytes can be read: 0 where none can.
+    withdrawn: RwLock<HashMap<u32, u64>>,
+    any_withdrawn: AtomicBool,
+    problems: Mutex<Vec<Problem>>,
+    stats: Mutex<StoreStats>,
+}
+
+impl Shared {
+    pub(super) fn new(repository: Uuid, medium: Arc<dyn Medium>, index: Index) -> Self {
+        Self {
+            repository,
+            medium,
+            index,
+            packs: Cache::new(OPEN_PACKS),
+            withdrawn: RwLock::default(),
+            any_withdrawn: AtomicBool::new(false),
+            problems: Mutex::default(),
+            stats: Mutex::default(),
+        }
+    }
+
+    /// An open pack, from the cache if it is there.
+    pub(super) fn pack(&self, number: u32) -> Result<Arc<Pack>, StoreError> {
+        self.packs.get_or_insert_with(&number, || {
+            let pack = Pack::open(&*self.medium, self.repository, number).inspect_err(|error| {
+                if error.is_damage() && self.withdraw(number, 0) {
+                    self.report(Problem::Pack(error.clone()));
+                }
+            })?;
+            if !pack.header_valid() {
+                self.report(Problem::PackHeader { pack: number });
+            }
+            Ok(Arc::new(pack))
+        })
+    }
+
+    /// Notes that only the first `readable` bytes of a pack can be read. False if that was known.
+    pub(super) fn withdraw(&self, pack: u32, readable: u64) -> bool {
+        let known = self.withdrawn.write().insert(pack, readable) == Some(readable);
+        self.any_withdrawn.store(true, Ordering::Release);
+        !known
+    }
+
+    /// Whether a record can be there, as far as is known without reading it.
+    pub(super) fn reachable(&self, location: &Location) -> bool {
+        if !self.any_withdrawn.load(Ordering::Acquire) {
+            return true;
+        }
+        self.withdrawn.read().get(&location.pack).is_none_or(|readable| location.end() <= *readable)
+    }
+
+    /// Notes and logs a problem.
+    pub(super) fn report(&self, problem: Problem) {
+        tracing::error!(%problem, "damage in the chunk storage");
+        let mut problems = self.problems.lock();
+        if problems.len() < MAX_PROBLEMS {
+            problems.push(problem);
+        }
+    }
+
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        self.problems.lock().clone()
+    }
+
+    pub(super) fn stats(&self) -> StoreStats {
+        let stats = *self.stats.lock();
+        StoreStats { index_bytes: self.index.disk_bytes(), ..stats }
+    }
+
+    /// Counts a pack of `len` bytes.
+    pub(super) fn add_pack(&self, len: u64, mark: &Mark) {
+        let (chunks, nodes) = (mark.count(Kind::Chunk), mark.count(Kind::MapNode));
+        let mut stats = self.stats.lock();
+        stats.packs += 1;
+        stats.pack_bytes += len;
+        stats.chunks += u64::from(chunks.records);
+        stats.chunk_plain_bytes += chunks.plain_bytes;
+        stats.chunk_stored_bytes += chunks.stored_bytes;
+        stats.map_nodes += u64::from(nodes.records);
+        stats.map_node_bytes += nodes.stored_bytes;
+    }
+
+    /// Takes back what [`add_pack`](Self::add_pack) counted.
+    pub(super) fn remove_pack(&self, len: u64, mark: &Mark) {
+        let (chunks, nodes) = (mark.count(Kind::Chunk), mark.count(Kind::MapNode));
+        let mut stats = self.stats.lock();
+        stats.packs = stats.packs.saturating_sub(1);
+        stats.pack_bytes = stats.pack_bytes.saturating_sub(len);
+        stats.chunks = stats.chunks.saturating_sub(u64::from(chunks.records));
+        stats.chunk_plain_bytes = stats.chunk_plain_bytes.saturating_sub(chunks.plain_bytes);
+        stats.chunk_stored_bytes = stats.chunk_stored_bytes.saturating_sub(chunks.stored_bytes);
+        stats.map_nodes = stats.map_nodes.saturating_sub(u64::from(nodes.records));
+        stats.map_node_bytes = stats.map_node_bytes.saturating_sub(nodes.stored_bytes);
+    }
+}

@@ -1,0 +1,1 @@
+//! The tables of `FORMAT.md` against what the code writes.

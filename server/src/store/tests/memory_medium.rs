@@ -1,0 +1,187 @@
+//! A medium in memory that keeps apart what was synced and what was only written, and that can be told
+//! to fail at its Nth operation.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, IoSlice},
+    path::Path,
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+use rand::{Rng as _, rngs::StdRng};
+
+use crate::store::medium::{Medium, PackFile, PackRead, PackWrite};
+
+#[derive(Default)]
+struct MemoryFile {
+    data: Vec<u8>,
+    synced: Vec<u8>,
+}
+
+#[derive(Default)]
+struct State {
+    files: BTreeMap<u32, MemoryFile>,
+    operations: u64,
+    /// The operations with these numbers fail.
+    failing: std::ops::Range<u64>,
+    available: Option<u64>,
+}
+
+impl State {
+    /// Counts an operation that changes something; fails if it is one of those.
+    fn step(&mut self) -> io::Result<()> {
+        self.operations += 1;
+        if self.failing.contains(&self.operations) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+pub(super) struct MemoryMedium {
+    state: Arc<Mutex<State>>,
+}
+
+impl MemoryMedium {
+    pub(super) fn fail(&self, operations: std::ops::Range<u64>) {
+        self.state.lock().failing = operations;
+    }
+
+    pub(super) fn operations(&self) -> u64 {
+        self.state.lock().operations
+    }
+
+    pub(super) fn set_available(&self, bytes: Option<u64>) {
+        self.state.lock().available = bytes;
+    }
+
+    pub(super) fn contents(&self, number: u32) -> Vec<u8> {
+        self.state.lock().files.get(&number).unwrap().data.clone()
+    }
+
+    pub(super) fn with_pack(number: u32, data: Vec<u8>) -> Arc<Self> {
+        let medium = Self::default();
+        medium.state.lock().files.insert(number, MemoryFile { synced: data.clone(), data });
+        Arc::new(medium)
+    }
+
+    /// What a power failure leaves: everything synced, and of the rest any part, with holes.
+    pub(super) fn crash(&self, random: &mut StdRng) -> Arc<Self> {
+        let crashed = Self::default();
+        for (number, file) in &self.state.lock().files {
+            let mut data = file.synced.clone();
+            if file.data.starts_with(&file.synced) {
+                let rest = &file.data[file.synced.len()..];
+                let mut rest = rest[..random.random_range(0..=rest.len())].to_vec();
+                for sector in rest.chunks_mut(512) {
+                    if random.random_bool(0.2) {
+                        sector.fill(0);
+                    }
+                }
+                data.extend_from_slice(&rest);
+            } else if random.random_bool(0.5) {
+                // Cut and written again, for the tail of a pack: the cut part may be gone or not.
+                let same = file.data.iter().zip(&file.synced).take_while(|(new, old)| new == old).count();
+                data = file.data[..random.random_range(same..=file.data.len())].to_vec();
+            }
+            crashed.state.lock().files.insert(*number, MemoryFile { synced: data.clone(), data });
+        }
+        Arc::new(crashed)
+    }
+}
+
+struct Handle {
+    state: Arc<Mutex<State>>,
+    number: u32,
+}
+
+impl Medium for MemoryMedium {
+    fn path(&self) -> &Path {
+        Path::new("/memory")
+    }
+
+    fn list(&self) -> io::Result<Vec<PackFile>> {
+        let state = self.state.lock();
+        Ok(state
+            .files
+            .iter()
+            .map(|(number, file)| PackFile { number: *number, len: file.data.len() as u64 })
+            .collect())
+    }
+
+    fn create(&self, number: u32) -> io::Result<Box<dyn PackWrite>> {
+        let mut state = self.state.lock();
+        state.step()?;
+        assert!(state.files.insert(number, MemoryFile::default()).is_none(), "pack {number} is made twice");
+        Ok(Box::new(Handle { state: self.state.clone(), number }))
+    }
+
+    fn open_write(&self, number: u32) -> io::Result<Box<dyn PackWrite>> {
+        self.state.lock().step()?;
+        Ok(Box::new(Handle { state: self.state.clone(), number }))
+    }
+
+    fn open_read(&self, number: u32) -> io::Result<Box<dyn PackRead>> {
+        if !self.state.lock().files.contains_key(&number) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(Box::new(Handle { state: self.state.clone(), number }))
+    }
+
+    fn remove_empty(&self, number: u32) -> io::Result<()> {
+        let mut state = self.state.lock();
+        state.step()?;
+        state.files.remove(&number);
+        Ok(())
+    }
+
+    fn available_bytes(&self) -> io::Result<u64> {
+        Ok(self.state.lock().available.unwrap_or(u64::MAX))
+    }
+}
+
+impl PackWrite for Handle {
+    fn append(&mut self, slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+        let mut state = self.state.lock();
+        let result = state.step();
+        let mut bytes = slices.iter().flat_map(|slice| slice.iter().copied()).collect::<Vec<u8>>();
+        if result.is_err() {
+            // A disk that fills up takes a part.
+            bytes.truncate(bytes.len() * 2 / 3);
+        }
+        state.files.get_mut(&self.number).unwrap().data.extend_from_slice(&bytes);
+        result
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        let mut state = self.state.lock();
+        state.step()?;
+        let file = state.files.get_mut(&self.number).unwrap();
+        file.synced = file.data.clone();
+        Ok(())
+    }
+
+    fn truncate(&mut self, len: u64) -> io::Result<()> {
+        let mut state = self.state.lock();
+        state.step()?;
+        state.files.get_mut(&self.number).unwrap().data.truncate(usize::try_from(len).unwrap());
+        Ok(())
+    }
+}
+
+impl PackRead for Handle {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let state = self.state.lock();
+        let data = &state.files.get(&self.number).ok_or(io::ErrorKind::NotFound)?.data;
+        let from = usize::try_from(offset).unwrap();
+        let bytes = data.get(from..from + buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        buf.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.state.lock().files.get(&self.number).map_or(0, |file| file.data.len() as u64))
+    }
+}

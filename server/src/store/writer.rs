@@ -1,0 +1,310 @@
+//! The one thread that appends.
+//!
+//! Group commit: whatever puts are queued become one batch. A batch is written, synced, entered into the
+//! index, and only then are all its callers answered: so an answer means durable and findable, and a
+//! duplicate of a record is dropped only when that record is durable and findable too.
+//!
+//! Failures: bytes that may be torn are cut off again, and if that or a sync fails the pack is abandoned
+//! where its last sync left it (after a failed sync nothing is known of the pages since, and a second sync
+//! would not tell); the next open completes it. The next put starts afresh, so it succeeds as soon as
+//! there is room again.
+
+use std::{
+    collections::HashSet,
+    io::IoSlice,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    error::StoreError,
+    format::{
+        PACK_HEADER_LEN, PACK_TARGET_LEN, PACK_TARGET_RECORDS, PACK_VERSION, RECORD_ALIGN, RECORD_HEADER_LEN,
+    },
+    index::{Mark, is_poisoned},
+    layout::{PackEntry, PackHeader, encode_tail},
+    medium::PackWrite,
+    record::{Place, RecordHeader},
+    shared::Shared,
+};
+
+/// Requests that may wait for the writer.
+pub(super) const QUEUE_LEN: usize = 64;
+/// A batch takes no further request once it has so many bytes.
+const BATCH_LEN: u64 = 16 * 1024 * 1024;
+const PADDING: [u8; RECORD_ALIGN as usize] = [0; RECORD_ALIGN as usize];
+
+/// What a put did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PutOutcome {
+    /// Records that were not stored before.
+    pub new_records: u64,
+    /// Their plain bytes.
+    pub new_plain_bytes: u64,
+    /// Bytes appended for them, headers included.
+    pub new_stored_bytes: u64,
+}
+
+/// A record whose bytes were hashed and whose lengths were checked.
+pub(super) struct Prepared {
+    pub(super) header: RecordHeader,
+    pub(super) stored: Bytes,
+}
+
+type Answer = oneshot::Sender<Result<PutOutcome, StoreError>>;
+
+/// What the writer is asked.
+pub(super) enum Request {
+    Put { records: Vec<Prepared>, answer: Answer },
+    Close { answer: oneshot::Sender<()> },
+}
+
+/// The pack being written.
+struct OpenPack {
+    number: u32,
+    file: Box<dyn PackWrite>,
+    /// End of the last durable record; the header counts as one.
+    len: u64,
+    /// Of all durable records.
+    entries: Vec<PackEntry>,
+    /// How many of them the index has.
+    indexed: usize,
+    mark: Mark,
+}
+
+/// The writer of a store.
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    current: Option<OpenPack>,
+    next_number: Option<u32>,
+}
+
+impl Writer {
+    pub(super) fn new(shared: Arc<Shared>, next_number: Option<u32>) -> Self {
+        Self { shared, current: None, next_number }
+    }
+
+    /// Serves until it is told to close, or all handles of the store are gone.
+    pub(super) fn run(mut self, mut queue: mpsc::Receiver<Request>) {
+        while let Some(first) = queue.blocking_recv() {
+            let mut batch = Vec::new();
+            let mut bytes = 0;
+            let mut next = Some(first);
+            let mut close = None;
+            while let Some(request) = next.take() {
+                match request {
+                    Request::Put { records, answer } => {
+                        bytes += records.iter().map(|record| record.header.record_len()).sum::<u64>();
+                        batch.push((records, answer));
+                        if bytes < BATCH_LEN {
+                            next = queue.try_recv().ok();
+                        }
+                    }
+                    Request::Close { answer } => close = Some(answer),
+                }
+            }
+            self.serve(batch);
+            if let Some(answer) = close {
+                queue.close();
+                self.seal();
+                // Nobody may be waiting any more.
+                let _ = answer.send(());
+                return;
+            }
+        }
+    }
+
+    fn serve(&mut self, batch: Vec<(Vec<Prepared>, Answer)>) {
+        let (requests, answers): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+        let result = self.commit(&requests);
+        for (place, answer) in answers.into_iter().enumerate() {
+            let answered = match &result {
+                Ok(outcomes) => Ok(outcomes.get(place).copied().unwrap_or_default()),
+                Err(error) => Err(error.clone()),
+            };
+            // A caller that went away needs no answer; its records are as stored as the others'.
+            let _ = answer.send(answered);
+        }
+    }
+
+    /// Stores what is new in a batch, and says per request what that was.
+    fn commit(&mut self, requests: &[Vec<Prepared>]) -> Result<Vec<PutOutcome>, StoreError> {
+        let ids: Vec<[u8; 32]> = requests.iter().flatten().map(|record| record.header.id).collect();
+        let located = self.shared.index.locate(&ids)?;
+        let mut known =
+            located.iter().map(|found| found.is_some_and(|location| self.shared.reachable(&location)));
+        let mut seen = HashSet::new();
+        let mut outcomes = vec![PutOutcome::default(); requests.len()];
+        let mut fresh = Vec::new();
+        for (request, outcome) in requests.iter().zip(&mut outcomes) {
+            for record in request {
+                if known.next() == Some(false) && seen.insert(record.header.id) {
+                    outcome.new_records += 1;
+                    outcome.new_plain_bytes += u64::from(record.header.plain_len);
+                    outcome.new_stored_bytes += record.header.record_len();
+                    fresh.push(record);
+                }
+            }
+        }
+        if !fresh.is_empty() {
+            self.check_room(outcomes.iter().map(|outcome| outcome.new_stored_bytes).sum())?;
+            self.store(&fresh)?;
+        }
+        Ok(outcomes)
+    }
+
+    fn check_room(&self, needed: u64) -> Result<(), StoreError> {
+        let path = self.shared.medium.path();
+        let available = self
+            .shared
+            .medium
+            .available_bytes()
+            .map_err(|source| StoreError::io("asking for the free space", path, source))?;
+        if available < needed {
+            return Err(StoreError::NoSpace { attempted: "appending to a pack", path: path.to_owned() });
+        }
+        Ok(())
+    }
+
+    /// Appends records to the current pack and to as many further ones as it takes.
+    fn store(&mut self, mut records: &[&Prepared]) -> Result<(), StoreError> {
+        while !records.is_empty() {
+            let pack = match self.current.take() {
+                Some(pack) => pack,
+                None => self.start_pack()?,
+            };
+            let count = fitting(&pack, records);
+            let (now, later) = records.split_at_checked(count).unwrap_or((records, &[]));
+            let pack = self.append(pack, now)?;
+            let pack = self.current.insert(pack);
+            cover(&self.shared, pack)?;
+            let full = pack.len >= PACK_TARGET_LEN || pack.entries.len() >= PACK_TARGET_RECORDS;
+            if full || !later.is_empty() {
+                self.seal();
+            }
+            records = later;
+        }
+        Ok(())
+    }
+
+    /// Makes a new pack. Its header becomes durable with its first records.
+    fn start_pack(&mut self) -> Result<OpenPack, StoreError> {
+        let number = self.next_number.ok_or(StoreError::NoPackNumbers)?;
+        let created_at_ms = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+        let header =
+            PackHeader { version: PACK_VERSION, number, repository: self.shared.repository, created_at_ms };
+        // A number is used once even if making the pack fails half-way.
+        self.next_number = number.checked_add(1);
+        let failed = |source| StoreError::io("making a new pack", self.shared.medium.path(), source);
+        let mut file = self.shared.medium.create(number).map_err(failed)?;
+        if let Err(source) = file.append(&mut [IoSlice::new(&header.encode())]) {
+            // Removed now or at the next open: it holds nothing.
+            let _ = self.shared.medium.remove_empty(number);
+            return Err(failed(source));
+        }
+        let len = PACK_HEADER_LEN as u64;
+        let mark = Mark::new(false, len, &[]);
+        self.shared.add_pack(len, &mark);
+        Ok(OpenPack { number, file, len, entries: Vec::new(), indexed: 0, mark })
+    }
+
+    /// Appends records and syncs. On failure nothing of them stays, and the pack is kept only if its
+    /// state is certain.
+    fn append(&mut self, mut pack: OpenPack, records: &[&Prepared]) -> Result<OpenPack, StoreError> {
+        let mut offset = pack.len;
+        let mut headers: Vec<[u8; RECORD_HEADER_LEN]> = Vec::with_capacity(records.len());
+        let mut entries = Vec::with_capacity(records.len());
+        for record in records {
+            let place = Place { repository: self.shared.repository, pack: pack.number, offset };
+            headers.push(record.header.encode(place));
+            // A pack ends soon after its target length, far below 4 GiB.
+            entries.push(PackEntry::new(&record.header, u32::try_from(offset).unwrap_or(u32::MAX)));
+            offset += record.header.record_len();
+        }
+        let mut slices = Vec::with_capacity(3 * records.len());
+        for (record, header) in records.iter().zip(&headers) {
+            let written = RECORD_HEADER_LEN as u64 + u64::from(record.header.stored_len);
+            let padding = usize::try_from(record.header.record_len() - written).unwrap_or_default();
+            slices.push(IoSlice::new(header));
+            slices.push(IoSlice::new(&record.stored));
+            slices.push(IoSlice::new(PADDING.get(..padding).unwrap_or_default()));
+        }
+        let path = self.shared.medium.path();
+        if let Err(source) = pack.file.append(&mut slices) {
+            if pack.file.truncate(pack.len).is_ok() {
+                self.current = Some(pack);
+            }
+            return Err(StoreError::io("appending to a pack", path, source));
+        }
+        if let Err(source) = pack.file.sync() {
+            // Best effort: whatever stays is no acknowledged record, and the next open judges it.
+            let _ = pack.file.truncate(pack.len);
+            tracing::error!(pack = pack.number, %source, "a pack could not be synced and is abandoned");
+            return Err(StoreError::io("syncing a pack", path, source));
+        }
+        let before = pack.mark;
+        entries.iter().for_each(|entry| pack.mark.add(entry));
+        self.shared.remove_pack(pack.len, &before);
+        self.shared.add_pack(offset, &pack.mark);
+        pack.entries.append(&mut entries);
+        pack.len = offset;
+        pack.mark.len = offset;
+        Ok(pack)
+    }
+
+    /// Completes the current pack. A failure costs nothing but an unfinished pack, which the next open
+    /// completes: so nobody waits for this to succeed.
+    fn seal(&mut self) {
+        let Some(mut pack) = self.current.take() else { return };
+        let tail = encode_tail(self.shared.repository, pack.number, pack.len, &pack.entries);
+        let written = pack.file.append(&mut [IoSlice::new(&tail)]).and_then(|()| pack.file.sync());
+        if let Err(error) = written {
+            let _ = pack.file.truncate(pack.len);
+            tracing::warn!(pack = pack.number, %error, "a pack could not be sealed and is left unfinished");
+            return;
+        }
+        let mark = Mark { sealed: true, len: pack.len + tail.len() as u64, ..pack.mark };
+        self.shared.remove_pack(pack.len, &pack.mark);
+        self.shared.add_pack(mark.len, &mark);
+        let rest = pack.entries.get(pack.indexed..).unwrap_or_default();
+        if let Err(error) = self.shared.index.cover(pack.number, rest, &mark) {
+            tracing::warn!(pack = pack.number, %error, "the index does not know that a pack is sealed");
+        }
+    }
+}
+
+/// How many of `records` go into this pack: at least one into an empty one.
+fn fitting(pack: &OpenPack, records: &[&Prepared]) -> usize {
+    let room = PACK_TARGET_RECORDS.saturating_sub(pack.entries.len());
+    let mut len = pack.len;
+    let fitting = records
+        .iter()
+        .take(room)
+        .take_while(|record| {
+            len += record.header.record_len();
+            len <= PACK_TARGET_LEN
+        })
+        .count();
+    if pack.entries.is_empty() { fitting.max(1) } else { fitting }
+}
+
+/// Enters the records that the index does not have yet. An index that gave up is opened again; it may then
+/// have forgotten the last batches, so all records of the pack are entered.
+fn cover(shared: &Shared, pack: &mut OpenPack) -> Result<(), StoreError> {
+    let rest = pack.entries.get(pack.indexed..).unwrap_or_default();
+    let mut result = shared.index.cover(pack.number, rest, &pack.mark);
+    if result.as_ref().is_err_and(is_poisoned) {
+        pack.indexed = 0;
+        shared.index.reopen()?;
+        result = shared.index.cover(pack.number, &pack.entries, &pack.mark);
+    }
+    if result.is_ok() {
+        pack.indexed = pack.entries.len();
+    }
+    result
+}
