@@ -95,9 +95,11 @@ impl Store {
     }
 
     fn open_on(dir: &Path, repository: Uuid, medium: Arc<dyn Medium>) -> Result<Self, StoreError> {
+        // First, so that a folder that is no store is left as it is.
+        let files = medium.list().map_err(|source| StoreError::io("listing packs", medium.path(), source))?;
         let index = Index::open(dir.join(INDEX_DIR), dir.join(INDEX_REBUILD_MARK), repository)?;
         let shared = Arc::new(Shared::new(repository, medium, index));
-        let next_number = recovery::recover(&shared)?;
+        let next_number = recovery::recover(&shared, &files)?;
         let (queue, requests) = mpsc::channel(QUEUE_LEN);
         let writer = Writer::new(shared.clone(), next_number);
         let writer = thread::Builder::new()

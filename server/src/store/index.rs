@@ -29,7 +29,7 @@ use super::{
 
 /// Memory of the embedded store: blocks read, and entries not yet in a table (up to five such tables
 /// exist at a time).
-const CACHE_BYTES: u64 = 16 * 1024 * 1024;
+const CACHE_BYTES: u64 = 32 * 1024 * 1024;
 const MEMTABLE_BYTES: u64 = 8 * 1024 * 1024;
 const JOURNAL_BYTES: u64 = 64 * 1024 * 1024;
 const OPEN_TABLES: usize = 128;

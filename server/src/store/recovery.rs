@@ -13,13 +13,9 @@ use super::{
     shared::Shared,
 };
 
-/// Makes the index cover every pack. Returns the number of the next new pack.
-pub(super) fn recover(shared: &Shared) -> Result<Option<u32>, StoreError> {
-    let files = shared
-        .medium
-        .list()
-        .map_err(|source| StoreError::io("listing packs", shared.medium.path(), source))?;
-    let (todo, highest_mark) = compare(shared, &files)?;
+/// Makes the index cover every pack, `files` in ascending order. Returns the number of the next new pack.
+pub(super) fn recover(shared: &Shared, files: &[PackFile]) -> Result<Option<u32>, StoreError> {
+    let (todo, highest_mark) = compare(shared, files)?;
     for (file, mark) in todo {
         match recover_pack(shared, file, mark) {
             Ok(()) => {}

@@ -139,6 +139,13 @@ async fn a_store_is_made_once() {
 }
 
 #[tokio::test]
+async fn a_folder_that_is_no_store_is_refused_and_left_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(matches!(Store::open(dir.path(), REPOSITORY), Err(StoreError::Io { .. })));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[tokio::test]
 async fn a_put_that_does_not_fit_says_so_and_a_later_one_succeeds() {
     let dir = Dir::new();
     let medium = Arc::new(MemoryMedium::default());
