@@ -1,0 +1,175 @@
+//! Bytes of metadata blocks, decoded by the checker on its own: it must not share the mistakes of the code that
+//! writes and reads pools.
+
+use std::io;
+
+use crate::BlockDevice;
+
+/// Length of a metadata block in bytes.
+pub(super) const BLOCK_LEN: usize = 4096;
+/// A metadata device holds at most this many usable blocks: 255 bitmaps of 16,320 entries.
+pub(super) const MAX_METADATA_BLOCKS: u64 = 255 * ENTRIES_PER_BITMAP;
+/// Counts in one bitmap block.
+pub(super) const ENTRIES_PER_BITMAP: u64 = 16_320;
+/// Length of the header of bitmap and index blocks.
+pub(super) const BITMAP_HEADER_LEN: usize = 16;
+
+const NODE_HEADER_LEN: usize = 32;
+const KEY_LEN: usize = 8;
+const INTERNAL: u32 = 1;
+const LEAF: u32 = 2;
+
+/// One metadata block.
+pub(super) type Block = [u8; BLOCK_LEN];
+
+/// What a block's checksum is mixed with, by kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Salt {
+    Superblock,
+    Node,
+    Bitmap,
+    Index,
+}
+
+impl Salt {
+    const fn value(self) -> u32 {
+        match self {
+            Self::Superblock => 160_774,
+            Self::Node => 121_107,
+            Self::Bitmap => 240_779,
+            Self::Index => 160_478,
+        }
+    }
+}
+
+/// Why a block is not what it has to be.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BlockFault {
+    #[error("it cannot be read: {0}")]
+    Unreadable(#[from] io::Error),
+    #[error("its checksum is {found:#010x} where {expected:#010x} is due")]
+    Checksum { expected: u32, found: u32 },
+    #[error("it says that it is block {found}")]
+    Location { found: u64 },
+}
+
+/// The u32 at `offset`; zero beyond the end.
+pub(super) fn u32_at(bytes: &[u8], offset: usize) -> u32 {
+    bytes.get(offset..).and_then(|rest| rest.first_chunk()).map_or(0, |chunk| u32::from_le_bytes(*chunk))
+}
+
+/// The u64 at `offset`; zero beyond the end.
+pub(super) fn u64_at(bytes: &[u8], offset: usize) -> u64 {
+    bytes.get(offset..).and_then(|rest| rest.first_chunk()).map_or(0, |chunk| u64::from_le_bytes(*chunk))
+}
+
+/// Reads block `number` and verifies its checksum and that it is where it says.
+pub(super) fn read_block(
+    device: &dyn BlockDevice,
+    number: u64,
+    salt: Salt,
+) -> Result<Box<Block>, BlockFault> {
+    let mut block = Box::new([0; BLOCK_LEN]);
+    let offset = number.checked_mul(BLOCK_LEN as u64).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::UnexpectedEof, "the block number is beyond every device")
+    })?;
+    device.read_at(offset, block.as_mut_slice())?;
+    let found = u32_at(block.as_slice(), 0);
+    let covered = block.get(4..).unwrap_or_default();
+    let expected = !crc32c::crc32c(covered) ^ salt.value();
+    if found != expected {
+        return Err(BlockFault::Checksum { expected, found });
+    }
+    match u64_at(block.as_slice(), 8) {
+        own if own == number => Ok(block),
+        found => Err(BlockFault::Location { found }),
+    }
+}
+
+/// Why a node is not well formed.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NodeFault {
+    #[error("node flags {0} are neither 1 (internal) nor 2 (leaf)")]
+    Flags(u32),
+    #[error("values of {found} bytes where {expected} are due")]
+    ValueSize { expected: usize, found: u32 },
+    #[error("room for {found} entries where {expected} is due")]
+    MaxEntries { expected: usize, found: u32 },
+    #[error("{found} entries where at most {max} fit")]
+    TooMany { max: usize, found: u32 },
+    #[error("an internal node without entries")]
+    Empty,
+    #[error("key {key} follows key {before}")]
+    Order { before: u64, key: u64 },
+}
+
+/// A well-formed node.
+pub(super) struct Node {
+    block: Box<Block>,
+    pub(super) internal: bool,
+    pub(super) keys: Vec<u64>,
+    pub(super) max_entries: usize,
+    value_size: usize,
+}
+
+impl Node {
+    /// Decodes a node of a tree whose leaves have values of `leaf_value_size` bytes.
+    pub(super) fn decode(block: Box<Block>, leaf_value_size: usize) -> Result<Self, NodeFault> {
+        let bytes = block.as_slice();
+        let internal = match u32_at(bytes, 4) {
+            INTERNAL => true,
+            LEAF => false,
+            flags => return Err(NodeFault::Flags(flags)),
+        };
+        let value_size = if internal { 8 } else { leaf_value_size };
+        let found = u32_at(bytes, 24);
+        if usize::try_from(found) != Ok(value_size) {
+            return Err(NodeFault::ValueSize { expected: value_size, found });
+        }
+        let max_entries = (BLOCK_LEN - NODE_HEADER_LEN) / (KEY_LEN + value_size) / 3 * 3;
+        let found = u32_at(bytes, 20);
+        if usize::try_from(found) != Ok(max_entries) {
+            return Err(NodeFault::MaxEntries { expected: max_entries, found });
+        }
+        let found = u32_at(bytes, 16);
+        let entries = match usize::try_from(found) {
+            Ok(entries) if entries <= max_entries => entries,
+            _ => return Err(NodeFault::TooMany { max: max_entries, found }),
+        };
+        if internal && entries == 0 {
+            return Err(NodeFault::Empty);
+        }
+        let keys: Vec<u64> =
+            (0..entries).map(|index| u64_at(bytes, NODE_HEADER_LEN + index * KEY_LEN)).collect();
+        for pair in keys.windows(2) {
+            if let &[before, key] = pair
+                && before >= key
+            {
+                return Err(NodeFault::Order { before, key });
+            }
+        }
+        Ok(Self { block, internal, keys, max_entries, value_size })
+    }
+
+    /// The bytes of value `index`.
+    pub(super) fn value(&self, index: usize) -> &[u8] {
+        let begin = NODE_HEADER_LEN + self.max_entries * KEY_LEN + index * self.value_size;
+        self.block.get(begin..begin + self.value_size).unwrap_or_default()
+    }
+
+    /// Keys with their values, in order.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        self.keys.iter().enumerate().map(|(index, key)| (*key, self.value(index)))
+    }
+
+    /// The children of an internal node: first key, last key, block. `last` is the last key of the node's own range.
+    pub(super) fn children(&self, last: u64) -> impl Iterator<Item = (u64, u64, u64)> {
+        let ends = self.keys.iter().skip(1).map(|key| key.saturating_sub(1)).chain(std::iter::once(last));
+        self.entries().zip(ends).map(|((first, value), end)| (first, end, u64_at(value, 0)))
+    }
+
+    /// Whether a node that is no root has fewer entries than a third of its room.
+    pub(super) fn under_full(&self) -> bool {
+        self.keys.len() < self.max_entries / 3
+    }
+}
