@@ -1,3 +1,16 @@
-//! The thinbak backup server.
+//! The thinbak backup server: content-addressed chunks, generations, catalogue, and the gRPC services over
+//! them. The same library is the embedded repository of a client.
 
+mod catalogue;
+mod content;
+mod ingest;
+mod manifest;
+mod map_tree;
+mod repository;
+mod service;
 pub mod store;
+mod verify;
+
+pub use catalogue::CatalogueError;
+pub use repository::{InitOptions, Repository, RepositoryError};
+pub use service::{ServeError, routes, serve};

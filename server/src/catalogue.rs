@@ -1,0 +1,392 @@
+//! The catalogue: which volumes and generations are visible. SQLite, one file in the repository's
+//! directory, opened by one process at a time.
+//!
+//! A generation becomes visible in one transaction, and only after everything it refers to is on stable
+//! storage; see the schema in the workspace's `migrations/`.
+
+mod rows;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use sqlx::{
+    Row as _, SqliteConnection, SqlitePool,
+    migrate::{MigrateError, Migrator},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+use thinbak_proto::{ManifestId, v1};
+use uuid::Uuid;
+
+use rows::{generation_of, signed, unsigned};
+
+static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
+
+const CONNECTIONS: u32 = 4;
+const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What the catalogue cannot do.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogueError {
+    /// The file is missing or not sound.
+    #[error("the catalogue {} is damaged: {reason}", path.display())]
+    Damaged {
+        /// The SQLite file.
+        path: PathBuf,
+        /// What SQLite says of it.
+        reason: String,
+    },
+    /// A newer program has changed the schema.
+    #[error("the catalogue {} has schema version {version}, which this program does not know", path.display())]
+    Newer {
+        /// The SQLite file.
+        path: PathBuf,
+        /// The migration that is not known here.
+        version: i64,
+    },
+    /// The schema could not be brought up to date.
+    #[error("cannot bring the catalogue's schema up to date: {0}")]
+    Migrate(#[source] MigrateError),
+    /// Anything else that SQLite says.
+    #[error("the catalogue: {0}")]
+    Sql(#[from] sqlx::Error),
+    /// A row that no program of ours would have written.
+    #[error("the catalogue holds an impossible {0}")]
+    Row(&'static str),
+    /// A number beyond what the catalogue can hold.
+    #[error("{0} is beyond what the catalogue can hold")]
+    TooLarge(u64),
+    /// The name belongs to another volume.
+    #[error("the name {name} belongs to volume {owner}")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// Uuid of the volume that has it.
+        owner: Uuid,
+    },
+    /// The generation number went to somebody else.
+    #[error("generation {0} of the volume is there already")]
+    NumberTaken(u64),
+}
+
+/// Which generation of a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Selector {
+    Number(u64),
+    Latest,
+    AtOrBefore(u64),
+}
+
+/// A generation and where its manifest is.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Entry {
+    pub(crate) generation: v1::Generation,
+    pub(crate) revision: u64,
+}
+
+/// Counts over everything visible.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Totals {
+    pub(crate) volumes: u64,
+    pub(crate) generations: u64,
+    pub(crate) mapped_bytes: u64,
+}
+
+/// What the next generation of a volume must carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Next {
+    pub(crate) number: u64,
+    /// Creation time of the newest generation ever, 0 if none: the next one's is later.
+    pub(crate) last_created_at_ms: u64,
+}
+
+const GENERATION_COLUMNS: &str =
+    "SELECT g.*, v.name FROM generations g JOIN volumes v ON v.uuid = g.volume_uuid";
+
+pub(crate) struct Catalogue {
+    pool: SqlitePool,
+    path: PathBuf,
+}
+
+impl Catalogue {
+    /// Makes an empty catalogue where none is.
+    pub(crate) async fn create(path: &Path) -> Result<(), CatalogueError> {
+        let catalogue = Self::connect(path, true).await?;
+        MIGRATOR.run(&catalogue.pool).await.map_err(CatalogueError::Migrate)?;
+        catalogue.close().await;
+        Ok(())
+    }
+
+    /// Opens a catalogue, checks that it is sound and brings its schema up to date.
+    pub(crate) async fn open(path: &Path) -> Result<Self, CatalogueError> {
+        if !path.is_file() {
+            return Err(CatalogueError::Damaged { path: path.into(), reason: "the file is missing".into() });
+        }
+        let catalogue = Self::connect(path, false).await.map_err(|error| damaged(path, error))?;
+        let verdict: Vec<String> = sqlx::query_scalar("PRAGMA quick_check(1)")
+            .fetch_all(&catalogue.pool)
+            .await
+            .map_err(|error| damaged(path, error.into()))?;
+        if let Some(reason) = verdict.into_iter().find(|line| line != "ok") {
+            return Err(CatalogueError::Damaged { path: path.into(), reason });
+        }
+        MIGRATOR.run(&catalogue.pool).await.map_err(|error| match error {
+            MigrateError::VersionMissing(version) => CatalogueError::Newer { path: path.into(), version },
+            error => CatalogueError::Migrate(error),
+        })?;
+        Ok(catalogue)
+    }
+
+    async fn connect(path: &Path, create: bool) -> Result<Self, CatalogueError> {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(create)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(BUSY_TIMEOUT);
+        let pool = SqlitePoolOptions::new()
+            .max_connections(CONNECTIONS)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .connect_with(options)
+            .await?;
+        Ok(Self { pool, path: path.into() })
+    }
+
+    /// Waits for what is under way and closes the file.
+    pub(crate) async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    /// Bytes on disk, with the write-ahead log.
+    pub(crate) fn disk_bytes(&self) -> u64 {
+        let wal = self.path.with_extension("sqlite-wal");
+        [&self.path, &wal].into_iter().filter_map(|path| path.metadata().ok()).map(|file| file.len()).sum()
+    }
+
+    /// Whether `name` may be used for volume `uuid`.
+    pub(crate) async fn check_name(&self, uuid: Uuid, name: &str, adopt: bool) -> Result<(), CatalogueError> {
+        match owner_of(&mut *self.pool.acquire().await?, name).await? {
+            Some(owner) if owner != uuid && !adopt => {
+                Err(CatalogueError::NameTaken { name: name.into(), owner })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What the volume's next generation must carry.
+    pub(crate) async fn next(&self, uuid: Uuid) -> Result<Next, CatalogueError> {
+        let row = sqlx::query(
+            "SELECT next_number, coalesce((SELECT max(created_at_ms) FROM generations WHERE volume_uuid = uuid), 0) AS last
+             FROM volumes WHERE uuid = ?",
+        )
+        .bind(uuid.to_string())
+        .fetch_optional(&self.pool)
+        .await?;
+        let Some(row) = row else { return Ok(Next { number: 1, last_created_at_ms: 0 }) };
+        Ok(Next {
+            number: unsigned(row.try_get("next_number")?)?,
+            last_created_at_ms: unsigned(row.try_get("last")?)?,
+        })
+    }
+
+    /// Makes a generation visible, and binds its volume's name. All it refers to is on stable storage.
+    /// A volume that loses its name by adoption keeps its generations under `NAME.UUID`.
+    pub(crate) async fn add_generation(
+        &self,
+        generation: &v1::Generation,
+        manifest: ManifestId,
+        adopt: bool,
+    ) -> Result<(), CatalogueError> {
+        let uuid =
+            Uuid::parse_str(&generation.volume_uuid).map_err(|_| CatalogueError::Row("volume uuid"))?;
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        bind_name(&mut transaction, uuid, &generation.volume_name, adopt).await?;
+        let taken =
+            sqlx::query("UPDATE volumes SET next_number = ?2 + 1 WHERE uuid = ?1 AND next_number = ?2")
+                .bind(uuid.to_string())
+                .bind(signed(generation.number)?)
+                .execute(&mut *transaction)
+                .await?;
+        if taken.rows_affected() != 1 {
+            return Err(CatalogueError::NumberTaken(generation.number));
+        }
+        rows::insert(&mut transaction, generation, manifest).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    /// All volumes that have a generation, by name.
+    pub(crate) async fn volumes(&self) -> Result<Vec<v1::Volume>, CatalogueError> {
+        let rows = sqlx::query(
+            "SELECT v.uuid, v.name, c.generations, g.number, g.created_at_ms, g.size_bytes
+             FROM volumes v
+             JOIN (SELECT volume_uuid, count(*) AS generations, max(number) AS latest
+                   FROM generations WHERE deleted_at_ms IS NULL GROUP BY volume_uuid) c ON c.volume_uuid = v.uuid
+             JOIN generations g ON g.volume_uuid = v.uuid AND g.number = c.latest
+             ORDER BY v.name",
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(rows::volume_of).collect()
+    }
+
+    /// The uuid of the volume that is called `name`.
+    pub(crate) async fn volume(&self, name: &str) -> Result<Option<Uuid>, CatalogueError> {
+        owner_of(&mut *self.pool.acquire().await?, name).await
+    }
+
+    /// The visible generations of a volume or of all, oldest first.
+    pub(crate) async fn generations(&self, volume: Option<Uuid>) -> Result<Vec<Entry>, CatalogueError> {
+        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "{GENERATION_COLUMNS} WHERE g.deleted_at_ms IS NULL AND (?1 IS NULL OR g.volume_uuid = ?1)
+             ORDER BY v.name, g.number"
+        )))
+        .bind(volume.map(|uuid| uuid.to_string()))
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(generation_of).collect()
+    }
+
+    /// One visible generation.
+    pub(crate) async fn generation(
+        &self,
+        volume: Uuid,
+        which: Selector,
+    ) -> Result<Option<Entry>, CatalogueError> {
+        let (number, before) = match which {
+            Selector::Number(number) => (Some(signed(number)?), None),
+            Selector::Latest => (None, None),
+            Selector::AtOrBefore(time) => (None, Some(i64::try_from(time).unwrap_or(i64::MAX))),
+        };
+        let row = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "{GENERATION_COLUMNS} WHERE g.deleted_at_ms IS NULL AND g.volume_uuid = ?1
+             AND (?2 IS NULL OR g.number = ?2) AND (?3 IS NULL OR g.created_at_ms <= ?3)
+             ORDER BY g.number DESC LIMIT 1"
+        )))
+        .bind(volume.to_string())
+        .bind(number)
+        .bind(before)
+        .fetch_optional(&self.pool)
+        .await?;
+        row.as_ref().map(generation_of).transpose()
+    }
+
+    /// Marks a generation as deleted. `false`: it is not there, protected, or its volume's newest.
+    pub(crate) async fn mark_deleted(
+        &self,
+        generation: &v1::Generation,
+        deleted_at_ms: u64,
+        tombstone: ManifestId,
+    ) -> Result<bool, CatalogueError> {
+        let done = sqlx::query(
+            "UPDATE generations SET deleted_at_ms = ?3, tombstone = ?4
+             WHERE volume_uuid = ?1 AND number = ?2 AND deleted_at_ms IS NULL AND protected = 0
+             AND number < (SELECT max(number) FROM generations WHERE volume_uuid = ?1 AND deleted_at_ms IS NULL)",
+        )
+        .bind(&generation.volume_uuid)
+        .bind(signed(generation.number)?)
+        .bind(signed(deleted_at_ms)?)
+        .bind(tombstone.as_bytes().as_slice())
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Sets the protection of a generation as its new manifest says it. `false`: it is not there.
+    pub(crate) async fn set_protected(
+        &self,
+        generation: &v1::Generation,
+        revision: u64,
+        manifest: ManifestId,
+    ) -> Result<bool, CatalogueError> {
+        let done = sqlx::query(
+            "UPDATE generations SET protected = ?3, revision = ?4, manifest = ?5
+             WHERE volume_uuid = ?1 AND number = ?2 AND deleted_at_ms IS NULL",
+        )
+        .bind(&generation.volume_uuid)
+        .bind(signed(generation.number)?)
+        .bind(generation.protected)
+        .bind(signed(revision)?)
+        .bind(manifest.as_bytes().as_slice())
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Counts over everything visible.
+    pub(crate) async fn totals(&self) -> Result<Totals, CatalogueError> {
+        // Summed here, for the sum of many large volumes need not fit in 63 bits.
+        let rows: Vec<(i64, i64, i64)> = sqlx::query_as(
+            "SELECT count(*), coalesce(sum(mapped_bytes / 512), 0),
+                    coalesce(sum(mapped_bytes % 512), 0)
+             FROM generations WHERE deleted_at_ms IS NULL GROUP BY volume_uuid",
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let mut totals = Totals { volumes: 0, generations: 0, mapped_bytes: 0 };
+        for (generations, sectors, rest) in rows {
+            totals.volumes += 1;
+            totals.generations += unsigned(generations)?;
+            let mapped = unsigned(sectors)?.saturating_mul(512).saturating_add(unsigned(rest)?);
+            totals.mapped_bytes = totals.mapped_bytes.saturating_add(mapped);
+        }
+        Ok(totals)
+    }
+}
+
+async fn owner_of(connection: &mut SqliteConnection, name: &str) -> Result<Option<Uuid>, CatalogueError> {
+    let uuid: Option<String> = sqlx::query_scalar("SELECT uuid FROM volumes WHERE name = ?")
+        .bind(name)
+        .fetch_optional(connection)
+        .await?;
+    uuid.map(|uuid| Uuid::parse_str(&uuid).map_err(|_| CatalogueError::Row("volume uuid"))).transpose()
+}
+
+async fn bind_name(
+    connection: &mut SqliteConnection,
+    uuid: Uuid,
+    name: &str,
+    adopt: bool,
+) -> Result<(), CatalogueError> {
+    match owner_of(connection, name).await? {
+        Some(owner) if owner == uuid => return Ok(()),
+        Some(owner) if adopt => {
+            sqlx::query("UPDATE volumes SET name = ?2 WHERE uuid = ?1")
+                .bind(owner.to_string())
+                .bind(format!("{name}.{owner}"))
+                .execute(&mut *connection)
+                .await?;
+        }
+        Some(owner) => return Err(CatalogueError::NameTaken { name: name.into(), owner }),
+        None => {}
+    }
+    sqlx::query(
+        "INSERT INTO volumes (uuid, name, next_number) VALUES (?1, ?2, 1)
+         ON CONFLICT (uuid) DO UPDATE SET name = excluded.name",
+    )
+    .bind(uuid.to_string())
+    .bind(name)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Tells a damaged file (SQLite's codes CORRUPT 11 and NOTADB 26, and their extensions) from other failures.
+fn damaged(path: &Path, error: CatalogueError) -> CatalogueError {
+    let code = match &error {
+        CatalogueError::Sql(sqlx::Error::Database(error)) => {
+            error.code().and_then(|code| code.parse::<u32>().ok())
+        }
+        _ => None,
+    };
+    match code {
+        Some(code) if matches!(code & 0xff, 11 | 26) => {
+            CatalogueError::Damaged { path: path.into(), reason: error.to_string() }
+        }
+        _ => error,
+    }
+}

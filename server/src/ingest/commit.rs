@@ -1,0 +1,165 @@
+//! Making a generation visible.
+
+use std::collections::HashSet;
+
+use thinbak_proto::{ChunkId, Failed, FailureKind, MapEntry, levels_for, v1};
+
+use super::{
+    batch::Geometry,
+    session::{Backup, node_failed, put_nodes},
+};
+use crate::{
+    manifest::Manifest,
+    map_tree::{self, NodeSource, Tree, TreeDiff},
+    repository::{Repository, now_ms},
+    store::Store,
+};
+
+/// Newly referenced chunks that are looked up at a time.
+const LOOK_UP: usize = 4096;
+/// Missing chunks named in one answer at most.
+const MAX_MISSING: usize = 4096;
+
+pub(super) enum Outcome {
+    Committed(Box<v1::Generation>),
+    /// Nothing was made visible: the map names these chunks, which are not stored.
+    Incomplete(Vec<ChunkId>),
+}
+
+pub(super) async fn commit(repository: &Repository, backup: Backup) -> Result<Outcome, Failed> {
+    let Backup { guard: _guard, begin, volume, geometry, parent, parent_tree, editor, mut totals, .. } =
+        backup;
+    let store = &repository.store;
+    let (root, fresh) = editor.finish().await.map_err(|error| node_failed(&error))?;
+    totals.stored_bytes += put_nodes(store, fresh).await?;
+
+    let tree = Tree { root, chunks: geometry.chunks() };
+    let audit = audit(store, parent_tree, tree).await?;
+    if !audit.missing.is_empty() {
+        return Ok(Outcome::Incomplete(audit.missing));
+    }
+    let parent_size = parent.as_ref().map_or(geometry.size_bytes, |parent| parent.size_bytes);
+    check_ends(store, tree, geometry, parent_size).await?;
+
+    let next = repository.catalogue.next(volume).await?;
+    let generation = v1::Generation {
+        volume_uuid: volume.to_string(),
+        volume_name: begin.volume_name,
+        number: next.number,
+        created_at_ms: now_ms().max(next.last_created_at_ms.saturating_add(1)),
+        size_bytes: geometry.size_bytes,
+        chunk_bytes: geometry.chunk_bytes,
+        levels: levels_for(tree.chunks),
+        root: root.to_bytes(),
+        parent: begin.parent,
+        point: begin.point,
+        protected: false,
+        group: begin.group,
+        mapped_bytes: mapped_bytes(store, &audit, parent.as_ref(), tree, geometry).await?,
+        changed_bytes: totals.changed_bytes,
+        new_bytes: totals.new_bytes,
+        stored_bytes: totals.stored_bytes,
+    };
+    let (manifest, record) = Manifest::new(&generation, 1).record();
+    store.put(vec![record]).await?;
+    repository.catalogue.add_generation(&generation, manifest, begin.adopt).await?;
+    tracing::info!(
+        volume = generation.volume_name,
+        generation = generation.number,
+        new_bytes = generation.new_bytes,
+        "generation committed"
+    );
+    Ok(Outcome::Committed(Box::new(generation)))
+}
+
+/// What the difference to the parent says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Audit {
+    pub(super) missing: Vec<ChunkId>,
+    /// Chunks that are no holes, here and not in the parent, and the other way round.
+    pub(super) mapped: u64,
+    pub(super) unmapped: u64,
+}
+
+/// Looks up every chunk that the parent does not name at the same place.
+async fn audit(store: &Store, parent: Option<Tree>, tree: Tree) -> Result<Audit, Failed> {
+    let mut audit = Audit::default();
+    let mut wanted = HashSet::new();
+    let mut differences = TreeDiff::new(store.clone(), parent, tree);
+    while let Some(difference) = differences.next().await {
+        let difference = difference.map_err(|error| {
+            Failed::new(
+                FailureKind::Damaged,
+                format!("the map of the new generation cannot be read back: {error}"),
+            )
+        })?;
+        if difference.old != MapEntry::Hole {
+            audit.unmapped = audit.unmapped.saturating_add(difference.chunks);
+        }
+        if difference.new != MapEntry::Hole {
+            audit.mapped = audit.mapped.saturating_add(difference.chunks);
+        }
+        wanted.extend(difference.new.chunk());
+        if wanted.len() >= LOOK_UP {
+            look_up(store, &mut wanted, &mut audit.missing).await?;
+        }
+    }
+    look_up(store, &mut wanted, &mut audit.missing).await?;
+    Ok(audit)
+}
+
+async fn look_up(
+    store: &Store,
+    wanted: &mut HashSet<ChunkId>,
+    missing: &mut Vec<ChunkId>,
+) -> Result<(), Failed> {
+    let ids: Vec<ChunkId> = wanted.drain().collect();
+    let found = store.contains(ids.iter().map(|id| *id.as_bytes()).collect()).await?;
+    let room = MAX_MISSING.saturating_sub(missing.len());
+    missing.extend(ids.into_iter().zip(found).filter(|(_, found)| !found).map(|(id, _)| id).take(room));
+    Ok(())
+}
+
+/// Where parent and generation end, chunks may be short: their lengths must be those of this volume. A client
+/// that keeps the parent's last chunk although the volume was resized in it would be caught here.
+async fn check_ends(store: &Store, tree: Tree, geometry: Geometry, parent_size: u64) -> Result<(), Failed> {
+    if parent_size == geometry.size_bytes {
+        return Ok(());
+    }
+    let last_of = |size: u64| size.saturating_sub(1) / u64::from(geometry.chunk_bytes.max(1));
+    for chunk in [last_of(parent_size), last_of(geometry.size_bytes)] {
+        let Some(id) = look(store, tree, chunk).await?.chunk() else { continue };
+        let record = store.get(*id.as_bytes()).await?;
+        let (found, expected) =
+            (record.map_or(0, |record| u64::from(record.plain_len)), geometry.bytes_of(chunk, 1));
+        if found != expected {
+            let message =
+                format!("chunk {chunk} was kept with {found} bytes, where the resized volume has {expected}");
+            return Err(Failed::new(FailureKind::Usage, message));
+        }
+    }
+    Ok(())
+}
+
+async fn look<S: NodeSource>(source: &S, tree: Tree, chunk: u64) -> Result<MapEntry, Failed> {
+    map_tree::entry_at(source, tree, chunk).await.map_err(|error| node_failed(&error))
+}
+
+/// Bytes of the chunks that are no holes: the parent's and the difference.
+async fn mapped_bytes(
+    store: &Store,
+    audit: &Audit,
+    parent: Option<&v1::Generation>,
+    tree: Tree,
+    geometry: Geometry,
+) -> Result<u64, Failed> {
+    let chunk_bytes = u64::from(geometry.chunk_bytes);
+    let before = parent.map_or(0, |parent| parent.mapped_bytes.div_ceil(chunk_bytes));
+    let chunks = before.saturating_add(audit.mapped).saturating_sub(audit.unmapped);
+    let last = tree.chunks.saturating_sub(1);
+    let short = match look(store, tree, last).await? {
+        MapEntry::Hole => 0,
+        MapEntry::Zero | MapEntry::Id(_) => chunk_bytes - geometry.bytes_of(last, 1),
+    };
+    Ok(chunks.saturating_mul(chunk_bytes).saturating_sub(short))
+}

@@ -1,0 +1,331 @@
+//! One backup stream.
+
+use std::sync::Arc;
+
+use futures::{StreamExt as _, future::BoxFuture, stream::FuturesOrdered};
+use thinbak_proto::{Failed, FailureKind, NodeId, v1};
+use tokio::sync::watch;
+use tonic::{Status, Streaming};
+use uuid::Uuid;
+use v1::{backup_request::Message as Asked, backup_response::Message as Answer};
+
+use super::{
+    batch::{Checked, Geometry, check_content, check_order},
+    commit::{self, Outcome},
+};
+use crate::{
+    catalogue::Selector,
+    content::parse_id,
+    map_tree::{EditError, Editor, FreshNode, NodeError, Tree},
+    repository::{Repository, SessionGuard, check_volume_name},
+    store::{Kind, NewRecord, PutOutcome, Store},
+};
+
+/// Stored bytes that a client may send ahead of the acknowledgements.
+const WINDOW_BYTES: u64 = 32 << 20;
+/// Batches of one session that are checked and stored at one time.
+const BATCHES_IN_FLIGHT: usize = 3;
+/// Ids in one query.
+const MAX_QUERY_IDS: usize = 4096;
+/// New map nodes are stored when this many wait.
+const FRESH_NODES: usize = 256;
+/// 1 EiB; a volume of dm-thin is smaller.
+const MAX_VOLUME_BYTES: u64 = 1 << 60;
+const SECTOR_BYTES: u64 = 512;
+/// Of a point's texts, which are uuids.
+const MAX_IDENTITY_LEN: usize = 128;
+
+type Stored = Result<(Checked, PutOutcome), Failed>;
+
+/// The stream as a state: what was asked so far, and what is under way.
+pub(super) struct Session {
+    repository: Arc<Repository>,
+    requests: Streaming<v1::BackupRequest>,
+    stopping: watch::Receiver<bool>,
+    backup: Option<Box<Backup>>,
+    in_flight: FuturesOrdered<BoxFuture<'static, Stored>>,
+    /// Commit was asked for.
+    closing: bool,
+    done: bool,
+}
+
+enum Event {
+    Asked(Result<Option<v1::BackupRequest>, Status>),
+    Stored(Stored),
+    Drained,
+    Stopping,
+}
+
+/// What is to become a generation.
+pub(super) struct Backup {
+    pub(super) guard: SessionGuard,
+    pub(super) begin: v1::BackupBegin,
+    pub(super) volume: Uuid,
+    pub(super) geometry: Geometry,
+    /// The parent's tree, size and mapped bytes.
+    pub(super) parent: Option<v1::Generation>,
+    pub(super) parent_tree: Option<Tree>,
+    pub(super) editor: Editor<Store>,
+    next_chunk: u64,
+    batches: u64,
+    acknowledged_bytes: u64,
+    pub(super) totals: Totals,
+}
+
+/// What the session brought.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Totals {
+    pub(super) changed_bytes: u64,
+    pub(super) new_bytes: u64,
+    pub(super) stored_bytes: u64,
+}
+
+fn usage(message: impl Into<String>) -> Failed {
+    Failed::new(FailureKind::Usage, message)
+}
+
+pub(super) fn node_failed(error: &NodeError) -> Failed {
+    Failed::new(FailureKind::Damaged, format!("the map of the parent generation: {error}"))
+        .with_hint("`thinbak verify` tells what is damaged; a full backup does not need the parent")
+}
+
+impl Session {
+    pub(super) fn new(repository: Arc<Repository>, requests: Streaming<v1::BackupRequest>) -> Self {
+        let stopping = repository.stopping();
+        let in_flight = FuturesOrdered::new();
+        Self { repository, requests, stopping, backup: None, in_flight, closing: false, done: false }
+    }
+
+    /// The next response; `None` when the stream has ended.
+    pub(super) async fn next(&mut self) -> Result<Option<v1::BackupResponse>, Failed> {
+        while !self.done {
+            let answer = match self.event().await {
+                Event::Stopping => {
+                    return Err(Failed::new(
+                        FailureKind::Busy,
+                        "the backup was ended: the server is stopping",
+                    )
+                    .with_hint("what was sent is kept; the next backup goes on from there"));
+                }
+                Event::Asked(Ok(Some(request))) => self.asked(request).await?,
+                Event::Asked(Ok(None)) => {
+                    self.done = true;
+                    None
+                }
+                Event::Asked(Err(status)) => return Err(status.into()),
+                Event::Stored(stored) => Some(self.stored(stored?).await?),
+                Event::Drained => Some(self.commit().await?),
+            };
+            if answer.is_some() {
+                return Ok(answer.map(|message| v1::BackupResponse { message: Some(message) }));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn event(&mut self) -> Event {
+        if self.closing && self.in_flight.is_empty() {
+            return Event::Drained;
+        }
+        let listening = !self.closing && self.in_flight.len() < BATCHES_IN_FLIGHT;
+        tokio::select! {
+            biased;
+            _ = self.stopping.wait_for(|stopping| *stopping) => Event::Stopping,
+            Some(stored) = self.in_flight.next(), if !self.in_flight.is_empty() => Event::Stored(stored),
+            request = self.requests.message(), if listening => Event::Asked(request),
+        }
+    }
+
+    async fn asked(&mut self, request: v1::BackupRequest) -> Result<Option<Answer>, Failed> {
+        match (request.message, &mut self.backup) {
+            (Some(Asked::Begin(begin)), None) => {
+                let backup = Backup::begin(&self.repository, begin).await?;
+                let session = v1::BackupSession {
+                    session_id: backup.guard.id,
+                    chunk_bytes: self.repository.chunk_bytes(),
+                    window_bytes: WINDOW_BYTES,
+                };
+                self.backup = Some(Box::new(backup));
+                Ok(Some(Answer::Session(session)))
+            }
+            (Some(Asked::Begin(_)), Some(_)) => Err(usage("the backup was begun already")),
+            (Some(_), None) => Err(usage("a backup begins with the message Begin")),
+            (Some(Asked::Query(query)), Some(_)) => {
+                Ok(Some(Answer::Missing(missing(&self.repository.store, query).await?)))
+            }
+            (Some(Asked::Batch(batch)), Some(backup)) => {
+                backup.next_chunk = check_order(&batch, backup.geometry, backup.next_chunk)?;
+                let (repository, geometry) = (Arc::clone(&self.repository), backup.geometry);
+                self.in_flight.push_back(Box::pin(check_and_store(repository, batch, geometry)));
+                Ok(None)
+            }
+            (Some(Asked::Commit(_)), Some(_)) => {
+                self.closing = true;
+                Ok(None)
+            }
+            (None, _) => Err(usage("a message of the backup stream says nothing that this server knows")),
+        }
+    }
+
+    /// The oldest batch in flight is on stable storage: its entries go into the tree, and it is acknowledged.
+    async fn stored(&mut self, (checked, put): (Checked, PutOutcome)) -> Result<Answer, Failed> {
+        let store = self.repository.store.clone();
+        let Some(backup) = self.backup.as_mut() else { return Err(usage("a batch without a backup")) };
+        // Asked only now, because the chunk may have come with an earlier batch.
+        let found = store.contains(checked.present.clone()).await?;
+        if let Some((id, _)) = checked.present.iter().zip(found).find(|(_, found)| !found) {
+            let id = thinbak_proto::ChunkId::from_bytes(*id);
+            return Err(usage(format!(
+                "chunk {id} was named as present, which the repository does not have"
+            )));
+        }
+        backup.totals.new_bytes += put.new_plain_bytes;
+        backup.totals.stored_bytes += put.new_stored_bytes;
+        backup.totals.changed_bytes += checked.changed_bytes;
+        for (chunk, edit) in checked.edits {
+            backup.editor.apply(chunk, edit).await.map_err(|error| match error {
+                EditError::Node(error) => node_failed(&error),
+                error => usage(error.to_string()),
+            })?;
+            if backup.editor.fresh_nodes() >= FRESH_NODES {
+                let fresh = backup.editor.take_fresh();
+                backup.totals.stored_bytes += put_nodes(&store, fresh).await?;
+            }
+        }
+        backup.batches += 1;
+        backup.acknowledged_bytes += checked.stored_bytes;
+        Ok(Answer::Ack(v1::BackupAck { batches: backup.batches, stored_bytes: backup.acknowledged_bytes }))
+    }
+
+    async fn commit(&mut self) -> Result<Answer, Failed> {
+        self.done = true;
+        let Some(backup) = self.backup.take() else { return Err(usage("a commit without a backup")) };
+        Ok(match commit::commit(&self.repository, *backup).await? {
+            Outcome::Committed(generation) => Answer::Committed(*generation),
+            Outcome::Incomplete(missing) => {
+                let missing = missing.iter().map(thinbak_proto::ChunkId::to_bytes).collect();
+                Answer::Incomplete(v1::BackupIncomplete { missing })
+            }
+        })
+    }
+}
+
+impl Backup {
+    async fn begin(repository: &Arc<Repository>, begin: v1::BackupBegin) -> Result<Self, Failed> {
+        let volume = check_begin(&begin)?;
+        let name = begin.volume_name.as_str();
+        let guard = repository.sessions.enter(volume, name)?;
+        repository.catalogue.check_name(volume, name, begin.adopt).await?;
+        let geometry = Geometry { chunk_bytes: repository.chunk_bytes(), size_bytes: begin.size_bytes };
+        let parent = parent_of(repository, volume, &begin).await?;
+        let parent_tree = parent.as_ref().map(tree_of).transpose()?;
+        let editor = Editor::new(repository.store.clone(), parent_tree, geometry.chunks());
+        let editor = editor.await.map_err(|error| node_failed(&error))?;
+        let (next_chunk, batches, acknowledged_bytes, totals) = (0, 0, 0, Totals::default());
+        Ok(Self {
+            guard,
+            begin,
+            volume,
+            geometry,
+            parent,
+            parent_tree,
+            editor,
+            next_chunk,
+            batches,
+            acknowledged_bytes,
+            totals,
+        })
+    }
+}
+
+/// Checks what can be checked without asking anybody, and returns the volume's uuid.
+fn check_begin(begin: &v1::BackupBegin) -> Result<Uuid, Failed> {
+    let volume = Uuid::parse_str(&begin.volume_uuid)
+        .ok()
+        .filter(|uuid| !uuid.is_nil())
+        .ok_or_else(|| usage("the volume's uuid is not one"))?;
+    check_volume_name(&begin.volume_name)?;
+    let size = begin.size_bytes;
+    if size == 0 || !size.is_multiple_of(SECTOR_BYTES) || size > MAX_VOLUME_BYTES {
+        return Err(usage(format!(
+            "a volume cannot have {size} bytes: a multiple of {SECTOR_BYTES} is needed"
+        )));
+    }
+    if !begin.group.is_empty() && Uuid::parse_str(&begin.group).is_err() {
+        return Err(usage("the group is no uuid"));
+    }
+    if let Some(point) = &begin.point
+        && point.identity.len().max(point.pool_uuid.len()) > MAX_IDENTITY_LEN
+    {
+        return Err(usage("the point's identity is too long"));
+    }
+    if begin.parent != 0 {
+        parse_id(&begin.parent_root)?;
+    }
+    Ok(volume)
+}
+
+/// The generation that the batches are relative to, if it is what the client thinks.
+async fn parent_of(
+    repository: &Repository,
+    volume: Uuid,
+    begin: &v1::BackupBegin,
+) -> Result<Option<v1::Generation>, Failed> {
+    if begin.parent == 0 {
+        return Ok(None);
+    }
+    let unknown = |why: &str| {
+        let message =
+            format!("cannot add to generation {} of volume {}: {why}", begin.parent, begin.volume_name);
+        Failed::new(FailureKind::BaseUnknown, message).with_hint("a full backup needs no parent")
+    };
+    let found = match i64::try_from(begin.parent) {
+        Ok(_) => repository.catalogue.generation(volume, Selector::Number(begin.parent)).await?,
+        Err(_) => None,
+    };
+    let generation = found.ok_or_else(|| unknown("the repository does not have it"))?.generation;
+    if generation.root != begin.parent_root {
+        return Err(unknown("its content is not what the client has kept as base"));
+    }
+    Ok(Some(generation))
+}
+
+/// The map tree of a generation.
+pub(crate) fn tree_of(generation: &v1::Generation) -> Result<Tree, Failed> {
+    let root = NodeId::from_bytes(parse_id(&generation.root)?);
+    Ok(Tree { root, chunks: thinbak_proto::chunk_count(generation.size_bytes, generation.chunk_bytes) })
+}
+
+async fn missing(store: &Store, query: v1::BackupQuery) -> Result<v1::BackupMissing, Failed> {
+    if query.ids.len() > MAX_QUERY_IDS {
+        return Err(usage(format!("a query of {} ids, where {MAX_QUERY_IDS} are allowed", query.ids.len())));
+    }
+    let ids = query.ids.iter().map(|id| parse_id(id)).collect::<Result<Vec<_>, _>>()?;
+    let found = store.contains(ids).await?;
+    Ok(v1::BackupMissing { missing: found.into_iter().map(|found| !found).collect() })
+}
+
+async fn check_and_store(repository: Arc<Repository>, batch: v1::BackupBatch, geometry: Geometry) -> Stored {
+    let processor = Arc::clone(&repository.processors).acquire_owned().await;
+    let checked = tokio::task::spawn_blocking(move || {
+        let _processor = processor;
+        check_content(batch, geometry)
+    });
+    let mut checked = checked
+        .await
+        .map_err(|error| Failed::new(FailureKind::Failed, format!("checking a batch: {error}")))??;
+    let put = repository.store.put(std::mem::take(&mut checked.records)).await?;
+    Ok((checked, put))
+}
+
+/// Stores map nodes; returns the bytes that they added.
+pub(super) async fn put_nodes(store: &Store, nodes: Vec<FreshNode>) -> Result<u64, Failed> {
+    let records = nodes.into_iter().map(|FreshNode { id, encoded }| NewRecord {
+        kind: Kind::MapNode,
+        id: *id.as_bytes(),
+        codec: thinbak_proto::CODEC_PLAIN as u8,
+        plain_len: u32::try_from(encoded.len()).unwrap_or(u32::MAX),
+        stored: encoded.into(),
+    });
+    Ok(store.put(records.collect()).await?.new_stored_bytes)
+}

@@ -1,0 +1,107 @@
+//! The gRPC services over a repository, in this process or over TCP.
+
+mod generations;
+
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+
+use thinbak_proto::{
+    DESCRIPTOR_SET, Failed, FailureKind, MAX_MESSAGE_LEN,
+    v1::{content_server::ContentServer, ingest_server::IngestServer, repository_server::RepositoryServer},
+};
+use tokio::net::TcpListener;
+use tonic::{
+    service::Routes,
+    transport::{Server, server::TcpIncoming},
+};
+
+use crate::{content::ContentService, ingest::IngestService, repository::Repository};
+use generations::GenerationService;
+
+/// A client that does not answer a ping for this long is gone; its backup ends and its volume is free again.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+/// What clients have to end what they do when the server stops.
+const GRACE: Duration = Duration::from_secs(10);
+/// Calls of one connection at a time.
+const STREAMS: u32 = 64;
+
+/// Why a server cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// There is no access control yet: whoever reaches the port may read and delete.
+    #[error("refused to listen on {0}: it can be reached from other machines")]
+    NotLoopback(SocketAddr),
+    /// The address of the listener.
+    #[error("cannot tell the address that is listened on: {0}")]
+    Address(#[source] std::io::Error),
+    /// The description of the services.
+    #[error("cannot prepare gRPC reflection: {0}")]
+    Reflection(#[source] tonic_reflection::server::Error),
+    /// The transport.
+    #[error("the server ended: {0}")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+impl From<ServeError> for Failed {
+    fn from(error: ServeError) -> Self {
+        match error {
+            ServeError::NotLoopback(_) => Failed::new(FailureKind::Refused, error.to_string())
+                .with_hint("listen on 127.0.0.1 or ::1, and let clients come through an SSH tunnel"),
+            error => Failed::new(FailureKind::Failed, error.to_string()),
+        }
+    }
+}
+
+/// The services Repository, Ingest and Content, to be called in this process or served.
+pub fn routes(repository: Arc<Repository>) -> Routes {
+    let generations = RepositoryServer::new(GenerationService(Arc::clone(&repository)));
+    let ingest = IngestServer::new(IngestService(Arc::clone(&repository)));
+    let content = ContentServer::new(ContentService(repository));
+    Routes::new(generations.max_decoding_message_size(MAX_MESSAGE_LEN))
+        .add_service(ingest.max_decoding_message_size(MAX_MESSAGE_LEN))
+        .add_service(content.max_decoding_message_size(MAX_MESSAGE_LEN))
+}
+
+/// Serves a repository, with health and reflection, until `shutdown` resolves. Only loopback addresses are
+/// served. The repository stays open.
+pub async fn serve(
+    repository: Arc<Repository>,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), ServeError> {
+    let address = listener.local_addr().map_err(ServeError::Address)?;
+    if !address.ip().is_loopback() {
+        return Err(ServeError::NotLoopback(address));
+    }
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .map_err(ServeError::Reflection)?;
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_serving::<RepositoryServer<GenerationService>>().await;
+    reporter.set_serving::<IngestServer<IngestService>>().await;
+    reporter.set_serving::<ContentServer<ContentService>>().await;
+
+    let mut stopping = repository.stopping();
+    let stop = Arc::clone(&repository);
+    let server = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .max_concurrent_streams(STREAMS)
+        .add_routes(routes(repository))
+        .add_service(health)
+        .add_service(reflection)
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async move {
+            shutdown.await;
+            stop.stop();
+        });
+    let patience = async move {
+        // An error would mean that the repository is gone, which ends the patience as well.
+        let _ = stopping.wait_for(|stopping| *stopping).await.is_ok();
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        ended = server => Ok(ended?),
+        () = patience => Ok(()),
+    }
+}
