@@ -10,21 +10,19 @@
 //!
 //! 1. *Intent*: the changes, the ids about to be made and the pool's present transaction id T are appended and made
 //!    durable.
-//! 2. In the pool: the new devices are made, then the transaction id is set to T + 1, then what is to go is deleted.
-//! 3. The pool commits.
+//! 2. In one commit of the pool the new devices are made, what is to go is deleted, and the transaction id becomes T + 1.
 //!
 //! The commit decides. A pool found at T + 1 made the change, one found at T did not, any other was changed behind
-//! the registry's back and is refused. The order of step 2 makes that right even if the pool commits in between for a
-//! reason of its own: before the transaction id moves only fresh ids exist that nobody knows, after it only ids
-//! remain that nobody wants. Both kinds are remembered as *doomed* and deleted by the next change or the next open.
+//! the registry's back and is refused. What became of an intent is written together with the next line: when that is
+//! lost, the pool still knows.
 //!
-//! What a crash leaves, step by step: a torn intent is dropped; a whole one without the commit is undone; with the
-//! commit it is done. What became of the intent is written with the next line (there is nothing to lose if it is
-//! not).
+//! | the process dies | the next open finds | and takes the change as |
+//! |---|---|---|
+//! | while the intent is written | an unfinished last line, or the whole line and T | not made |
+//! | before the pool has committed | the intent and T | not made |
+//! | after the pool has committed | the intent and T + 1 | made |
 //!
 //! A change that does not touch the pool is a *record*: it holds as soon as it is durable.
-
-#![cfg_attr(not(test), allow(dead_code, unused_imports, reason = "used by the embedded pool"))]
 
 mod hex;
 mod line;
@@ -45,7 +43,7 @@ use self::line::Next;
 use self::log::ReplaceError;
 use self::state::StoredState;
 use crate::format::DeviceId;
-use crate::pool::PoolError;
+use crate::pool::{Operation, PoolError};
 
 /// The version of the journal's format that is written, and the newest that is understood.
 const FORMAT: u32 = 1;
@@ -129,11 +127,10 @@ pub(crate) enum TransactError {
 /// What the registry asks of a pool.
 pub(crate) trait Devices {
     fn transaction_id(&self) -> u64;
-    fn set_transaction_id(&self, old: u64, new: u64) -> Result<(), PoolError>;
-    fn create(&self, id: DeviceId, origin: Option<DeviceId>) -> Result<(), PoolError>;
-    fn delete(&self, id: DeviceId) -> Result<(), PoolError>;
-    fn exists(&self, id: DeviceId) -> Result<bool, PoolError>;
-    fn commit(&self) -> Result<(), PoolError>;
+    /// Why nothing can be changed, if so.
+    fn check_writable(&self) -> Result<(), PoolError>;
+    /// All in one commit, or nothing.
+    fn apply(&self, operations: &[Operation]) -> Result<(), PoolError>;
 }
 
 /// A change that touches the pool.
@@ -145,16 +142,31 @@ pub(crate) struct Plan {
     pub(crate) changes: Vec<Change>,
 }
 
+impl Plan {
+    /// What the pool has to do.
+    fn operations(&self, old: u64, new: u64) -> Vec<Operation> {
+        let create = self.create.iter().map(|&(new, origin)| match origin {
+            Some(origin) => Operation::CreateSnap { new, origin },
+            None => Operation::CreateThin(new),
+        });
+        let delete = self.changes.iter().filter_map(|change| match change {
+            Change::Remove(device) => Some(Operation::Delete(*device)),
+            _ => None,
+        });
+        create.chain(delete).chain([Operation::SetTransactionId { old, new }]).collect()
+    }
+}
+
 /// A line of the journal without its number.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Record {
     /// About to change the pool from `transaction_id` to the next.
     Intent { transaction_id: u64, create: Vec<DeviceId>, changes: Vec<Change> },
-    /// The intent before was carried out; the devices are still to be deleted.
-    Done { doomed: Vec<DeviceId> },
-    /// The intent before was not carried out; the devices may have to be deleted.
-    Undone { doomed: Vec<DeviceId> },
+    /// The intent before was carried out.
+    Done,
+    /// The intent before was not carried out.
+    Undone,
     /// Changes that do not touch the pool.
     Set { changes: Vec<Change> },
 }
@@ -263,33 +275,26 @@ impl Registry {
                 create.iter().for_each(|&id| self.state.note_id(id));
                 self.unsettled = Some(Record::Intent { transaction_id, create, changes });
             }
-            (Some(Record::Intent { changes, .. }), Record::Done { doomed }) => self.finish(&changes, doomed),
-            (Some(Record::Intent { .. }), Record::Undone { doomed }) => {
-                self.state.doomed = doomed.into_iter().collect();
-            }
+            (Some(Record::Intent { changes, .. }), Record::Done) => self.finish(&changes),
+            (Some(Record::Intent { .. }), Record::Undone) => {}
             _ => return Err(out_of_place),
         }
         Ok(())
     }
 
     /// Decides the last intent by the pool's transaction id. Nothing is written yet.
-    pub(crate) fn settle(&mut self, pool: &impl Devices) -> Result<(), RegistryError> {
-        let found = pool.transaction_id();
+    pub(crate) fn settle(&mut self, found: u64) -> Result<(), RegistryError> {
         let expected = self.state.transaction_id;
+        let next = expected.checked_add(1);
         match self.unsettled.take() {
             None if found == expected => {}
-            Some(Record::Intent { create, .. }) if found == expected => {
-                self.state.doomed.extend(create);
-                self.forget_deleted(pool);
-                self.owed = Some(Record::Undone { doomed: self.doomed() });
-            }
-            Some(Record::Intent { changes, .. }) if Some(found) == expected.checked_add(1) => {
-                self.finish_keeping_doomed(&changes);
-                self.forget_deleted(pool);
-                self.owed = Some(Record::Done { doomed: self.doomed() });
+            Some(Record::Intent { .. }) if found == expected => self.owed = Some(Record::Undone),
+            Some(Record::Intent { changes, .. }) if Some(found) == next => {
+                self.finish(&changes);
+                self.owed = Some(Record::Done);
             }
             unsettled => {
-                let intent = unsettled.as_ref().and(expected.checked_add(1));
+                let intent = unsettled.as_ref().and(next);
                 self.unsettled = unsettled;
                 return Err(RegistryError::Transaction { expected, intent, found });
             }
@@ -316,69 +321,39 @@ impl Registry {
         Ok(())
     }
 
-    /// Makes a change that touches the pool, as the module's text says. Nobody else may change devices or the
-    /// transaction id of the pool meanwhile. After an error nothing is changed, unless it is undecided.
+    /// Makes a change that touches the pool, as the module's text says. Nobody else may change the transaction id of
+    /// the pool meanwhile. After an error nothing is changed, unless it is undecided.
     pub(crate) fn transact(&mut self, pool: &impl Devices, plan: Plan) -> Result<(), TransactError> {
+        let refused = |source| TransactError::Pool { attempt: "the pool's devices could not be changed", source };
         let expected = self.state.transaction_id;
         let found = pool.transaction_id();
-        if found != expected {
-            return Err(RegistryError::Transaction { expected, intent: None, found }.into());
-        }
+        let next = expected.checked_add(1).filter(|_| found == expected);
+        let next = next.ok_or(RegistryError::Transaction { expected, intent: None, found })?;
+        pool.check_writable().map_err(refused)?;
+
+        let operations = plan.operations(expected, next);
         let create: Vec<DeviceId> = plan.create.iter().map(|&(id, _)| id).collect();
-        self.append(Record::Intent { transaction_id: expected, create, changes: plan.changes.clone() })?;
+        let intent = Record::Intent { transaction_id: expected, create, changes: plan.changes.clone() };
+        self.append(intent)?;
         plan.create.iter().for_each(|&(id, _)| self.state.note_id(id));
 
-        if let Err(error) = make(pool, &plan.create, expected) {
-            self.undo(pool, &plan.create);
-            return Err(error);
+        if let Err(error) = pool.apply(&operations) {
+            // A pool that still writes at the old transaction id has taken everything back. One that does not may have
+            // committed before it failed.
+            self.undecided = pool.check_writable().is_err() || pool.transaction_id() != expected;
+            self.owed = Some(Record::Undone);
+            return Err(refused(error));
         }
-        let removed = plan.changes.iter().filter_map(|change| match change {
-            Change::Remove(device) => Some(*device),
-            _ => None,
-        });
-        let unwanted: Vec<DeviceId> = self.state.doomed.iter().copied().chain(removed).collect();
-        let doomed = delete_all(pool, unwanted);
-        if let Err(source) = pool.commit() {
-            self.undecided = true;
-            return Err(TransactError::Pool { attempt: "the pool could not commit", source });
-        }
-        let found = pool.transaction_id();
-        if Some(found) != expected.checked_add(1) {
-            self.undecided = true;
-            return Err(
-                RegistryError::Transaction { expected, intent: expected.checked_add(1), found }.into()
-            );
-        }
-        self.finish(&plan.changes, doomed.clone());
-        self.owed = Some(Record::Done { doomed });
+        self.finish(&plan.changes);
+        self.owed = Some(Record::Done);
         self.compact_if_long();
         Ok(())
     }
 
-    /// Takes back what was made before the transaction id moved.
-    fn undo(&mut self, pool: &impl Devices, created: &[(DeviceId, Option<DeviceId>)]) {
-        let left = delete_all(pool, created.iter().map(|&(id, _)| id).collect());
-        self.state.doomed.extend(left);
-        self.owed = Some(Record::Undone { doomed: self.doomed() });
-    }
-
     /// Takes in the changes of an intent that was carried out.
-    fn finish(&mut self, changes: &[Change], doomed: Vec<DeviceId>) {
-        self.finish_keeping_doomed(changes);
-        self.state.doomed = doomed.into_iter().collect();
-    }
-
-    fn finish_keeping_doomed(&mut self, changes: &[Change]) {
+    fn finish(&mut self, changes: &[Change]) {
         self.state.apply(changes);
         self.state.transaction_id = self.state.transaction_id.saturating_add(1);
-    }
-
-    fn forget_deleted(&mut self, pool: &impl Devices) {
-        self.state.doomed.retain(|&id| pool.exists(id).unwrap_or(true));
-    }
-
-    fn doomed(&self) -> Vec<DeviceId> {
-        self.state.doomed.iter().copied().collect()
     }
 
     /// Appends a record, and before it what is owed, and makes both durable.
@@ -446,43 +421,6 @@ impl Registry {
             }
         }
     }
-}
-
-/// Makes the devices, then moves the transaction id on.
-fn make(
-    pool: &impl Devices,
-    create: &[(DeviceId, Option<DeviceId>)],
-    expected: u64,
-) -> Result<(), TransactError> {
-    for &(id, origin) in create {
-        let attempt =
-            if origin.is_some() { "a snapshot could not be made" } else { "a device could not be made" };
-        pool.create(id, origin).map_err(|source| TransactError::Pool { attempt, source })?;
-    }
-    let next = expected.checked_add(1).ok_or(RegistryError::Transaction {
-        expected,
-        intent: None,
-        found: expected,
-    })?;
-    pool.set_transaction_id(expected, next)
-        .map_err(|source| TransactError::Pool { attempt: "the transaction id could not be moved", source })
-}
-
-/// Deletes devices and returns those that could not be deleted.
-fn delete_all(pool: &impl Devices, devices: Vec<DeviceId>) -> Vec<DeviceId> {
-    let mut left = devices;
-    left.retain(|&id| {
-        let gone = match pool.exists(id) {
-            Ok(true) => pool.delete(id),
-            Ok(false) => Ok(()),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = &gone {
-            tracing::warn!(device = id.get(), %error, "a device could not be deleted yet");
-        }
-        gone.is_err()
-    });
-    left
 }
 
 /// A journal that holds this state only, and the number of the next line.

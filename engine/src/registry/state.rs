@@ -1,6 +1,6 @@
 //! What the registry knows, and the changes that its journal is made of.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -125,8 +125,6 @@ pub(crate) struct State {
     pub(crate) bases: BTreeMap<(Uuid, Uuid), Base>,
     /// The metadata snapshot that is ours, if any.
     pub(crate) msnap: Option<HeldSnapshot>,
-    /// Devices that are no longer wanted and may still be in the pool.
-    pub(crate) doomed: BTreeSet<DeviceId>,
 }
 
 impl State {
@@ -138,7 +136,6 @@ impl State {
             devices: BTreeMap::new(),
             bases: BTreeMap::new(),
             msnap: None,
-            doomed: BTreeSet::new(),
         }
     }
 
@@ -152,7 +149,6 @@ impl State {
                 }
                 Change::Remove(device) => {
                     self.devices.remove(device);
-                    self.doomed.insert(*device);
                 }
                 Change::PutBase(base) => {
                     self.bases.insert((base.repository, base.volume), base.clone());
@@ -189,7 +185,6 @@ pub(super) struct StoredState {
     devices: Vec<Entry>,
     bases: Vec<Base>,
     msnap: Option<HeldSnapshot>,
-    doomed: Vec<DeviceId>,
 }
 
 impl From<&State> for StoredState {
@@ -200,7 +195,6 @@ impl From<&State> for StoredState {
             devices: state.devices.values().cloned().collect(),
             bases: state.bases.values().cloned().collect(),
             msnap: state.msnap,
-            doomed: state.doomed.iter().copied().collect(),
         }
     }
 }
@@ -213,7 +207,6 @@ impl From<StoredState> for State {
             devices: stored.devices.into_iter().map(|entry| (entry.device, entry)).collect(),
             bases: stored.bases.into_iter().map(|base| ((base.repository, base.volume), base)).collect(),
             msnap: stored.msnap,
-            doomed: stored.doomed.into_iter().collect(),
         }
     }
 }

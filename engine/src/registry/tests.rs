@@ -41,10 +41,8 @@ fn fresh(fuse: &Fuse) -> (Registry, MemoryPool, MemoryLog) {
 /// Opens what is in log and pool now, as the next process would.
 fn reopen(log: &MemoryLog, pool: &MemoryPool) -> Result<Registry, TransactError> {
     let mut registry = Registry::load(Box::new(log.clone()), &log.content(), POOL)?;
-    registry.settle(pool)?;
-    if !registry.state().doomed.is_empty() {
-        registry.transact(pool, Plan::default())?;
-    }
+    registry.settle(super::Devices::transaction_id(pool))?;
+    registry.record(vec![])?;
     Ok(registry)
 }
 

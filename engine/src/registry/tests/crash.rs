@@ -51,13 +51,12 @@ struct Wreck {
 }
 
 /// Runs `operation` until it dies at step `steps`; None when it lives. Without `steps` it is killed afterwards.
-fn run(operation: Operation, steps: Option<u64>, lands: bool, at_once: bool) -> Option<Wreck> {
+fn run(operation: Operation, steps: Option<u64>, lands: bool) -> Option<Wreck> {
     let fuse = Fuse::whole();
     let (mut registry, pool, log) = fresh(&fuse);
     registry.transact(&pool, create(volume(0, "a"))).unwrap();
     registry.transact(&pool, create(volume(1, "b"))).unwrap();
     pool.let_last_commit_land(lands);
-    pool.commit_at_once(at_once);
     fuse.set(steps);
     let finished = operation(&mut registry, &pool).is_ok();
     assert_eq!(finished, !fuse.is_burnt());
@@ -93,10 +92,10 @@ fn a_crash_at_any_step_leaves_all_of_an_operation_or_nothing() {
     let before = vec![(0, "a".to_owned()), (1, "b".to_owned())];
     for (name, operation, after) in operations() {
         let (mut undone, mut done) = (0, 0);
-        for (lands, at_once) in [(false, false), (true, false), (false, true)] {
+        for lands in [false, true] {
             for steps in 1.. {
                 assert!(steps < 100, "{name} never ends");
-                let Some(wreck) = run(operation, Some(steps), lands, at_once) else { break };
+                let Some(wreck) = run(operation, Some(steps), lands) else { break };
                 for journal in wreck.log.crash_images() {
                     let (registry, pool) = recover(&wreck, &journal);
                     let found = names(&registry);
@@ -114,7 +113,7 @@ fn a_crash_at_any_step_leaves_all_of_an_operation_or_nothing() {
 #[test]
 fn a_crash_after_an_operation_loses_nothing() {
     for (name, operation, after) in operations() {
-        let wreck = run(operation, None, false, false).unwrap();
+        let wreck = run(operation, None, false).unwrap();
         for journal in wreck.log.crash_images() {
             let (registry, pool) = recover(&wreck, &journal);
             assert_eq!(names(&registry), after, "{name}");

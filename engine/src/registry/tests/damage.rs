@@ -1,8 +1,7 @@
 //! Journals that are not as they were written.
 
-use super::doubles::{Fuse, MemoryLog, MemoryPool};
+use super::doubles::{Fuse, MemoryLog};
 use super::{Change, Plan, Registry, RegistryError, create, fresh, id, names, volume};
-use crate::registry::Devices as _;
 
 /// A journal of several lines, and the names after each number of lines.
 fn journal() -> (Vec<u8>, Vec<Vec<(u32, String)>>) {
@@ -21,13 +20,6 @@ fn journal() -> (Vec<u8>, Vec<Vec<(u32, String)>>) {
 fn load(journal: &[u8]) -> Result<Registry, RegistryError> {
     let fuse = Fuse::whole();
     Registry::load(Box::new(MemoryLog::new(&fuse, journal)), journal, super::POOL)
-}
-
-/// A pool without devices at this transaction id.
-fn at(transaction_id: u64) -> MemoryPool {
-    let pool = MemoryPool::new(&Fuse::whole());
-    pool.set_transaction_id(0, transaction_id).unwrap();
-    pool
 }
 
 #[test]
@@ -95,7 +87,7 @@ fn a_torn_tail_is_cut_before_the_next_line_is_written() {
     let fuse = Fuse::whole();
     let log = MemoryLog::new(&fuse, &journal);
     let mut registry = Registry::load(Box::new(log.clone()), &journal, super::POOL).unwrap();
-    registry.settle(&at(4)).unwrap();
+    registry.settle(4).unwrap();
     assert_eq!(log.content(), journal, "nothing is written by opening");
     registry.record(vec![Change::Msnap(None)]).unwrap();
     let found = load(&log.content()).unwrap();
@@ -124,13 +116,13 @@ fn a_transaction_id_that_fits_nothing_is_refused() {
     for found in [0, 2, 5, u64::MAX] {
         let mut registry = load(&journal).unwrap();
         assert!(matches!(
-            registry.settle(&at(found)),
+            registry.settle(found),
             Err(RegistryError::Transaction { expected: 3, intent: Some(4), .. })
         ));
         assert!(matches!(registry.record(vec![Change::Msnap(None)]), Err(RegistryError::Undecided)));
     }
     for found in [3, 4] {
-        load(&journal).unwrap().settle(&at(found)).unwrap();
+        load(&journal).unwrap().settle(found).unwrap();
     }
 }
 
@@ -140,7 +132,7 @@ fn a_device_id_beyond_the_format_is_refused() {
     let text = String::from_utf8(journal).unwrap();
     let first = text.lines().next().unwrap();
     let mut journal = format!("{first}\n").into_bytes();
-    let state = r#"{"sequence":1,"state":{"transaction_id":0,"next_device":0,"devices":[],"bases":[],"msnap":null,"doomed":[16777216]}}"#;
+    let state = r#"{"sequence":1,"state":{"transaction_id":0,"next_device":0,"devices":[{"device":16777216,"uuid":"00000000-0000-0000-0000-000000000001","size_bytes":1,"created_at_ms":1,"role":"head"}],"bases":[],"msnap":null}}"#;
     super::super::line::encode(state.as_bytes(), &mut journal);
     assert!(matches!(load(&journal), Err(RegistryError::Content { line: 2, .. })));
 }

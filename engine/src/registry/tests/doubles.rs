@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::format::DeviceId;
-use crate::pool::PoolError;
+use crate::pool::{Operation, PoolError};
 use crate::registry::log::ReplaceError;
 use crate::registry::{Devices, Log};
 
@@ -66,16 +65,12 @@ struct Metadata {
 }
 
 struct PoolInside {
-    committed: Metadata,
-    working: Metadata,
+    metadata: Metadata,
     /// The commit at which the process dies reaches the disk.
     last_commit_lands: bool,
     /// Ids that cannot be made.
     refused: BTreeSet<u32>,
-    /// Ids that cannot be deleted.
-    stuck: BTreeSet<u32>,
-    /// Every change is committed at once, as when somebody else commits in between.
-    commits_at_once: bool,
+    read_only: bool,
 }
 
 /// A pool without content.
@@ -87,111 +82,88 @@ pub(super) struct MemoryPool {
 
 impl MemoryPool {
     pub(super) fn new(fuse: &Fuse) -> Self {
-        let empty = Metadata { transaction_id: 0, devices: BTreeSet::new() };
         let inside = PoolInside {
-            committed: empty.clone(),
-            working: empty,
+            metadata: Metadata { transaction_id: 0, devices: BTreeSet::new() },
             last_commit_lands: false,
             refused: BTreeSet::new(),
-            stuck: BTreeSet::new(),
-            commits_at_once: false,
+            read_only: false,
         };
         Self { fuse: fuse.clone(), inside: Arc::new(Mutex::new(inside)) }
     }
 
     pub(super) fn devices(&self) -> Vec<u32> {
-        self.inside.lock().working.devices.iter().copied().collect()
+        self.inside.lock().metadata.devices.iter().copied().collect()
     }
 
     pub(super) fn let_last_commit_land(&self, lands: bool) {
         self.inside.lock().last_commit_lands = lands;
     }
 
-    pub(super) fn commit_at_once(&self, at_once: bool) {
-        self.inside.lock().commits_at_once = at_once;
-    }
-
     pub(super) fn refuse(&self, id: u32) {
         self.inside.lock().refused.insert(id);
     }
 
-    pub(super) fn stick(&self, id: u32, stuck: bool) {
-        let devices = &mut self.inside.lock().stuck;
-        if stuck {
-            devices.insert(id)
-        } else {
-            devices.remove(&id)
-        };
+    pub(super) fn move_transaction_id(&self, to: u64) {
+        self.inside.lock().metadata.transaction_id = to;
+    }
+
+    pub(super) fn make_read_only(&self) {
+        self.inside.lock().read_only = true;
     }
 
     /// What a new process finds.
     pub(super) fn after_crash(&self, fuse: &Fuse) -> Self {
         let found = Self::new(fuse);
-        {
-            let mut inside = found.inside.lock();
-            inside.committed = self.inside.lock().committed.clone();
-            inside.working = inside.committed.clone();
-        }
+        found.inside.lock().metadata = self.inside.lock().metadata.clone();
         found
     }
+}
 
-    fn change(&self, change: impl FnOnce(&mut PoolInside) -> Result<(), PoolError>) -> Result<(), PoolError> {
-        if self.fuse.step() != Step::Taken {
-            return Err(PoolError::Failed);
+impl PoolInside {
+    fn changed(&self, operations: &[Operation]) -> Result<Metadata, PoolError> {
+        let mut metadata = self.metadata.clone();
+        let devices = &mut metadata.devices;
+        for operation in operations {
+            match *operation {
+                Operation::CreateThin(new) | Operation::CreateSnap { new, .. }
+                    if self.refused.contains(&new.get()) =>
+                {
+                    return Err(PoolError::TimeExhausted);
+                }
+                Operation::CreateThin(new) => assert!(devices.insert(new.get()), "{new} exists"),
+                Operation::CreateSnap { new, origin } => {
+                    assert!(devices.contains(&origin.get()), "{origin} does not exist");
+                    assert!(devices.insert(new.get()), "{new} exists");
+                }
+                Operation::Delete(id) => assert!(devices.remove(&id.get()), "{id} does not exist"),
+                Operation::SetTransactionId { old, new } => {
+                    assert_eq!(metadata.transaction_id, old);
+                    metadata.transaction_id = new;
+                }
+            }
         }
-        let mut inside = self.inside.lock();
-        change(&mut inside)?;
-        if inside.commits_at_once {
-            inside.committed = inside.working.clone();
-        }
-        Ok(())
+        Ok(metadata)
     }
 }
 
 impl Devices for MemoryPool {
     fn transaction_id(&self) -> u64 {
-        self.inside.lock().working.transaction_id
+        self.inside.lock().metadata.transaction_id
     }
 
-    fn set_transaction_id(&self, old: u64, new: u64) -> Result<(), PoolError> {
-        self.change(|inside| {
-            assert_eq!(inside.working.transaction_id, old);
-            inside.working.transaction_id = new;
-            Ok(())
-        })
+    fn check_writable(&self) -> Result<(), PoolError> {
+        let read_only = self.inside.lock().read_only;
+        if read_only { Err(PoolError::ReadOnlyMode { needs_check: false }) } else { Ok(()) }
     }
 
-    fn create(&self, id: DeviceId, origin: Option<DeviceId>) -> Result<(), PoolError> {
-        self.change(|inside| {
-            if inside.refused.contains(&id.get()) {
-                return Err(PoolError::Failed);
-            }
-            assert!(origin.is_none_or(|origin| inside.working.devices.contains(&origin.get())));
-            assert!(inside.working.devices.insert(id.get()), "{} exists", id.get());
-            Ok(())
-        })
-    }
-
-    fn delete(&self, id: DeviceId) -> Result<(), PoolError> {
-        self.change(|inside| {
-            if inside.stuck.contains(&id.get()) {
-                return Err(PoolError::Failed);
-            }
-            assert!(inside.working.devices.remove(&id.get()), "{} does not exist", id.get());
-            Ok(())
-        })
-    }
-
-    fn exists(&self, id: DeviceId) -> Result<bool, PoolError> {
-        Ok(self.inside.lock().working.devices.contains(&id.get()))
-    }
-
-    fn commit(&self) -> Result<(), PoolError> {
-        let step = self.fuse.step();
+    fn apply(&self, operations: &[Operation]) -> Result<(), PoolError> {
         let mut inside = self.inside.lock();
+        let changed = inside.changed(operations)?;
+        let step = self.fuse.step();
         if step == Step::Taken || (step == Step::Dying && inside.last_commit_lands) {
-            inside.committed = inside.working.clone();
+            inside.metadata = changed;
         }
+        inside.read_only |= step != Step::Taken;
         if step == Step::Taken { Ok(()) } else { Err(PoolError::Failed) }
     }
 }

@@ -22,7 +22,7 @@ fn a_full_disk_changes_nothing_and_is_no_obstacle_later() {
 }
 
 #[test]
-fn what_was_made_before_a_refusal_of_the_pool_is_taken_back() {
+fn a_refusal_of_the_pool_changes_nothing() {
     let fuse = Fuse::whole();
     let (mut registry, pool, log) = fresh(&fuse);
     registry.transact(&pool, create(volume(0, "a"))).unwrap();
@@ -41,39 +41,12 @@ fn what_was_made_before_a_refusal_of_the_pool_is_taken_back() {
 }
 
 #[test]
-fn a_device_that_cannot_be_deleted_goes_with_the_next_change() {
-    let fuse = Fuse::whole();
-    let (mut registry, pool, log) = fresh(&fuse);
-    registry.transact(&pool, create(volume(0, "a"))).unwrap();
-    pool.stick(0, true);
-    registry.transact(&pool, Plan { create: vec![], changes: vec![Change::Remove(id(0))] }).unwrap();
-    assert_eq!((names(&registry).len(), pool.devices()), (0, vec![0]));
-    pool.stick(0, false);
-    registry.transact(&pool, create(volume(1, "b"))).unwrap();
-    assert_eq!(pool.devices(), [1]);
-    assert_eq!(reopen(&log, &pool).unwrap().state(), registry.state());
-}
-
-#[test]
-fn a_doomed_device_is_remembered_across_compaction_and_reopening() {
-    let fuse = Fuse::whole();
-    let (mut registry, pool, log) = fresh(&fuse);
-    registry.transact(&pool, create(volume(0, "a"))).unwrap();
-    pool.stick(0, true);
-    registry.transact(&pool, Plan { create: vec![], changes: vec![Change::Remove(id(0))] }).unwrap();
-    registry.compact().unwrap();
-    pool.stick(0, false);
-    reopen(&log, &pool).unwrap();
-    assert!(pool.devices().is_empty());
-}
-
-#[test]
 fn after_a_failed_commit_nothing_more_is_changed_until_the_pool_is_opened_again() {
     let fuse = Fuse::whole();
     let (mut registry, pool, log) = fresh(&fuse);
     registry.transact(&pool, create(volume(0, "a"))).unwrap();
-    // Log, sync, create, transaction id; dead at the commit.
-    fuse.set(Some(5));
+    // Log, sync; dead at the commit.
+    fuse.set(Some(3));
     assert!(registry.transact(&pool, create(volume(1, "b"))).is_err());
     fuse.set(None);
     assert!(registry.is_undecided());
@@ -86,10 +59,21 @@ fn after_a_failed_commit_nothing_more_is_changed_until_the_pool_is_opened_again(
 fn a_pool_changed_behind_the_registry_is_refused() {
     let fuse = Fuse::whole();
     let (mut registry, pool, _) = fresh(&fuse);
-    crate::registry::Devices::set_transaction_id(&pool, 0, 9).unwrap();
+    pool.move_transaction_id(9);
     assert!(matches!(
         registry.transact(&pool, create(volume(0, "a"))).unwrap_err(),
         TransactError::Registry(RegistryError::Transaction { expected: 0, found: 9, .. })
     ));
     assert!(pool.devices().is_empty());
+}
+
+#[test]
+fn a_pool_that_does_not_write_is_not_asked_to() {
+    let fuse = Fuse::whole();
+    let (mut registry, pool, log) = fresh(&fuse);
+    pool.make_read_only();
+    let before = log.content();
+    assert!(registry.transact(&pool, create(volume(0, "a"))).is_err());
+    assert!(!registry.is_undecided());
+    assert_eq!(log.content(), before);
 }

@@ -1,0 +1,104 @@
+//! Heads: private devices that are written and then become a volume in one step.
+
+use uuid::Uuid;
+
+use super::volume::{Kind, Volume};
+use super::volumes::{check_multiple, check_new_volume, find_volume, refuse_taken};
+use super::{EmbeddedError, EmbeddedPool, now_ms};
+use crate::format::{DeviceId, SECTOR_BYTES};
+use crate::registry::{Change, Entry, Plan, Role, State};
+
+impl EmbeddedPool {
+    /// Makes a private writable device: empty, or a snapshot of `like`. It goes at the next [`open`](Self::open)
+    /// unless it is published.
+    ///
+    /// # Errors
+    /// [`EmbeddedError::Size`] when the size is no multiple of a sector, [`EmbeddedError::ClockExhausted`]; what pool
+    /// and registry say.
+    pub fn create_head(&self, size_bytes: u64, like: Option<DeviceId>) -> Result<Volume, EmbeddedError> {
+        check_multiple(size_bytes, SECTOR_BYTES)?;
+        self.inner.transact(|state| {
+            if like.is_some() {
+                self.inner.check_clock(1)?;
+            }
+            let mut plan = Plan::default();
+            let mut head = None;
+            for device in self.inner.fresh_ids(state, 1)? {
+                let uuid = Uuid::new_v4();
+                let entry = Entry { device, uuid, size_bytes, created_at_ms: now_ms(), role: Role::Head };
+                plan.create.push((device, like));
+                head = Some(Volume::of(state, &entry));
+                plan.changes.push(Change::Put(entry));
+            }
+            Ok((plan, head.ok_or(EmbeddedError::IdsExhausted)?))
+        })
+    }
+
+    /// Makes a head a volume of this name. All that was written to it is durable then.
+    ///
+    /// # Errors
+    /// [`EmbeddedError::Name`], [`EmbeddedError::Exists`], [`EmbeddedError::WrongKind`], [`EmbeddedError::Stale`];
+    /// what pool and registry say.
+    pub fn publish_head(&self, head: &Volume, as_volume: &str) -> Result<Volume, EmbeddedError> {
+        check_new_volume(as_volume)?;
+        self.inner.transact(|state| {
+            let entry = find_head(state, head)?;
+            refuse_taken(state, as_volume)?;
+            let role = Role::Volume { name: as_volume.to_owned() };
+            let entry = Entry { role, created_at_ms: now_ms(), ..entry.clone() };
+            let volume = Volume::of(state, &entry);
+            Ok((Plan { create: Vec::new(), changes: vec![Change::Put(entry)] }, volume))
+        })
+    }
+
+    /// Gives a volume the content and size of a head. The volume keeps its name, identity and snapshots; its former
+    /// device is deleted in the same commit.
+    ///
+    /// # Errors
+    /// [`EmbeddedError::NoSuchVolume`], [`EmbeddedError::WrongKind`], [`EmbeddedError::Stale`]; what pool and registry
+    /// say.
+    pub fn replace_volume(&self, volume: &str, head: &Volume) -> Result<Volume, EmbeddedError> {
+        self.inner.transact(|state| {
+            let old = find_volume(state, volume)?;
+            let new = find_head(state, head)?;
+            let entry = Entry { device: new.device, size_bytes: new.size_bytes, ..old.clone() };
+            let volume = Volume::of(state, &entry);
+            Ok((
+                Plan { create: Vec::new(), changes: vec![Change::Remove(old.device), Change::Put(entry)] },
+                volume,
+            ))
+        })
+    }
+
+    /// Deletes a head or candidate that is not needed any more.
+    ///
+    /// # Errors
+    /// [`EmbeddedError::WrongKind`] for anything else, [`EmbeddedError::Stale`]; what pool and registry say.
+    pub fn drop_transient(&self, volume: &Volume) -> Result<(), EmbeddedError> {
+        self.inner.transact(|state| {
+            let entry = find_current(state, volume)?;
+            if !entry.role.is_transient() {
+                return Err(wrong_kind(volume, "a head or candidate"));
+            }
+            Ok((Plan { create: Vec::new(), changes: vec![Change::Remove(entry.device)] }, ()))
+        })
+    }
+}
+
+/// What the registry knows now of a device that was looked up before.
+pub(super) fn find_current<'a>(state: &'a State, volume: &Volume) -> Result<&'a Entry, EmbeddedError> {
+    state
+        .devices
+        .get(&volume.device)
+        .ok_or_else(|| EmbeddedError::Stale { name: volume.name.clone(), device: volume.device })
+}
+
+fn find_head<'a>(state: &'a State, head: &Volume) -> Result<&'a Entry, EmbeddedError> {
+    let entry = find_current(state, head)?;
+    if entry.role == Role::Head { Ok(entry) } else { Err(wrong_kind(head, "a head")) }
+}
+
+pub(super) fn wrong_kind(volume: &Volume, wanted: &'static str) -> EmbeddedError {
+    let name = if volume.kind == Kind::Unknown { format!("#{}", volume.device) } else { volume.name.clone() };
+    EmbeddedError::WrongKind { name, wanted }
+}

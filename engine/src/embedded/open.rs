@@ -1,0 +1,117 @@
+//! Opening a pool, and clearing away what a dead process left in it.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use parking_lot::Mutex;
+
+use super::description::{DESCRIPTION, Description};
+use super::locks::{LOCK, Lock};
+use super::{Books, EmbeddedError, EmbeddedPool, Inner};
+use crate::block_device::{Access, FileDevice};
+use crate::format::DeviceId;
+use crate::pool::{Pool, PoolError};
+use crate::registry::{Change, FileLog, JOURNAL, JOURNAL_NEW, Plan, Registry, State};
+
+impl EmbeddedPool {
+    /// Opens the pool in a directory, alone. Nothing is written before everything was found right. Then the registry
+    /// is brought into step with the pool, private devices and the metadata snapshot of a dead process are removed.
+    ///
+    /// # Errors
+    /// [`EmbeddedError::NoPool`], [`EmbeddedError::Busy`], [`EmbeddedError::Missing`],
+    /// [`EmbeddedError::NewerFormat`], [`EmbeddedError::Description`], [`EmbeddedError::Registry`] when the journal is
+    /// damaged or not of one time with the pool, [`EmbeddedError::OtherBlockSize`]; what the pool says.
+    pub fn open(dir: &Path) -> Result<Self, EmbeddedError> {
+        let dir = std::path::absolute(dir).map_err(EmbeddedError::io("find", dir))?;
+        if let Err(error) = fs::metadata(dir.join(DESCRIPTION))
+            && matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+        {
+            return Err(EmbeddedError::NoPool { dir });
+        }
+        let lock = Lock::take(&dir.join(LOCK))?;
+        Self::open_locked(&dir, lock)
+    }
+
+    pub(super) fn open_locked(dir: &Path, lock: Lock) -> Result<Self, EmbeddedError> {
+        let description = Description::read(dir)?;
+        let (metadata_path, data_path) = (description.metadata_path(dir), description.data_path(dir));
+        let mut locks = vec![lock];
+        locks.extend(Lock::take_devices(&metadata_path, &data_path)?);
+        let open = |path: &Path| match FileDevice::open(path, Access::ReadWrite) {
+            Ok(device) => Ok(Arc::new(device)),
+            Err(source) => Err(EmbeddedError::Io { attempt: "open", path: path.to_owned(), source }),
+        };
+        let (metadata, data) = (open(&metadata_path)?, open(&data_path)?);
+        let journal = dir.join(JOURNAL);
+        let (log, content) = FileLog::open(dir).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => EmbeddedError::Missing { path: journal },
+            _ => EmbeddedError::Io { attempt: "read", path: journal, source },
+        })?;
+        let registry = Registry::load(Box::new(log), &content, description.uuid)?;
+        let pool = Pool::open(metadata, data).map_err(EmbeddedError::pool("the pool could not be opened"))?;
+        let pool = Self::assemble(description, dir, pool, registry, locks)?;
+        // Left by a compaction that was cut off; the next one would write over it.
+        let _ = fs::remove_file(dir.join(JOURNAL_NEW));
+        Ok(pool)
+    }
+
+    /// Puts together what was opened, and recovers.
+    pub(super) fn assemble(
+        description: Description,
+        dir: &Path,
+        pool: Pool,
+        mut registry: Registry,
+        locks: Vec<Lock>,
+    ) -> Result<Self, EmbeddedError> {
+        let (described, found) = (description.block_bytes.bytes(), pool.block_size().bytes());
+        if described != found {
+            return Err(EmbeddedError::OtherBlockSize { described, found });
+        }
+        registry.settle(pool.transaction_id())?;
+        let inner = Inner {
+            description,
+            dir: dir.to_owned(),
+            pool,
+            books: Mutex::new(Books { registry, lease: None, leases: 0 }),
+            removed: AtomicBool::new(false),
+            _locks: locks,
+        };
+        inner.recover()?;
+        Ok(Self { inner: Arc::new(inner) })
+    }
+}
+
+impl Inner {
+    /// Removes what only a process that is gone could use. A pool that does not write any more is left as it is.
+    fn recover(&self) -> Result<(), EmbeddedError> {
+        let mut books = self.books.lock();
+        let left = left_behind(books.registry.state());
+        let recovered = self.recover_msnap(&mut books).and_then(|()| {
+            if left.is_empty() {
+                return Ok(());
+            }
+            tracing::info!(
+                pool = self.description.name,
+                devices = left.len(),
+                "removing what a dead process left"
+            );
+            let changes = left.into_iter().map(Change::Remove).collect();
+            Ok(books.registry.transact(&self.pool, Plan { create: Vec::new(), changes })?)
+        });
+        match recovered {
+            Err(EmbeddedError::Pool { source: source @ PoolError::ReadOnlyMode { .. }, .. }) => {
+                tracing::warn!(pool = self.description.name, error = %source, "opened without clearing up");
+                Ok(())
+            }
+            other => other,
+        }
+    }
+}
+
+/// The private devices, which no process but their own can use.
+fn left_behind(state: &State) -> Vec<DeviceId> {
+    state.devices.values().filter(|entry| entry.role.is_transient()).map(|entry| entry.device).collect()
+}
