@@ -35,7 +35,7 @@ pub enum StoreError {
     NoSpace {
         /// What was being done.
         attempted: &'static str,
-        /// The packs' folder.
+        /// The folder.
         path: PathBuf,
     },
     /// The operating system refused or failed.
@@ -115,7 +115,7 @@ pub enum StoreError {
     #[error("no pack numbers are left")]
     NoPackNumbers,
     /// The chunk index failed.
-    #[error("chunk index {path}, {attempted}: {source}")]
+    #[error("{attempted} {path}: {source}")]
     Index {
         /// What was being done.
         attempted: &'static str,

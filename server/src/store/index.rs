@@ -29,8 +29,8 @@ use super::{
 
 /// Memory of the embedded store: blocks read, and entries not yet in a table (up to five such tables
 /// exist at a time).
-const CACHE_BYTES: u64 = 32 * 1024 * 1024;
-const MEMTABLE_BYTES: u64 = 8 * 1024 * 1024;
+const CACHE_BYTES: u64 = 24 * 1024 * 1024;
+const MEMTABLE_BYTES: u64 = 4 * 1024 * 1024;
 const JOURNAL_BYTES: u64 = 64 * 1024 * 1024;
 const OPEN_TABLES: usize = 128;
 const KEYSPACE: &str = "chunks";
@@ -199,7 +199,9 @@ impl Index {
                 }
                 Ok(None) => {}
                 Err(StoreError::Index { source, .. }) if matches!(*source, fjall::Error::Locked) => {
-                    return Err(index.failed("opening: another process has it open", fjall::Error::Locked));
+                    return Err(
+                        index.failed("another process has opened the chunk index", fjall::Error::Locked)
+                    );
                 }
                 Err(error) => tracing::warn!(%error, "the chunk index is not usable and is made anew"),
             }
@@ -215,7 +217,7 @@ impl Index {
         handle
             .entries
             .insert(INDEX_OWNER_KEY, owner_value(repository))
-            .map_err(|source| index.failed("writing", source))?;
+            .map_err(|source| index.failed("writing the chunk index", source))?;
         *index.handle.write() = Some(handle);
         if condemned {
             fs::remove_file(&index.rebuild_mark).map_err(|source| io("removing the rebuild mark", source))?;
@@ -231,7 +233,10 @@ impl Index {
             return Ok(None);
         }
         let handle = self.open_database()?;
-        let owner = handle.entries.get(INDEX_OWNER_KEY).map_err(|source| self.failed("reading", source))?;
+        let owner = handle
+            .entries
+            .get(INDEX_OWNER_KEY)
+            .map_err(|source| self.failed("reading the chunk index", source))?;
         Ok((owner.as_deref() == Some(&owner_value(self.repository)[..])).then_some(handle))
     }
 
@@ -250,15 +255,21 @@ impl Index {
         };
         catch_unwind(AssertUnwindSafe(open))
             .unwrap_or(Err(fjall::Error::Unrecoverable))
-            .map_err(|source| self.failed("opening", source))
+            .map_err(|source| self.failed("opening the chunk index", source))
     }
 
     fn failed(&self, attempted: &'static str, source: fjall::Error) -> StoreError {
+        if matches!(&source, fjall::Error::Io(error) if error.kind() == std::io::ErrorKind::StorageFull) {
+            return StoreError::NoSpace { attempted, path: self.path.clone() };
+        }
         StoreError::Index { attempted, path: self.path.clone(), source: Arc::new(source) }
     }
 
     fn handle(&self) -> Result<Handle, StoreError> {
-        self.handle.read().clone().ok_or_else(|| self.failed("reading", fjall::Error::Poisoned))
+        self.handle
+            .read()
+            .clone()
+            .ok_or_else(|| self.failed("reading the chunk index", fjall::Error::Poisoned))
     }
 
     /// Runs a read, and condemns the index if its files turn out to be damaged.
@@ -266,10 +277,13 @@ impl Index {
         let handle = self.handle()?;
         let result = catch_unwind(AssertUnwindSafe(|| run(&handle.entries)));
         result.unwrap_or(Err(fjall::Error::Unrecoverable)).map_err(|source| {
-            if matches!(source, fjall::Error::Storage(_) | fjall::Error::Unrecoverable) {
-                self.condemn();
+            match &source {
+                fjall::Error::Io(_)
+                | fjall::Error::Storage(fjall::LsmError::Io(_))
+                | fjall::Error::Poisoned => {}
+                _ => self.condemn(),
             }
-            self.failed("reading", source)
+            self.failed("reading the chunk index", source)
         })
     }
 
@@ -313,7 +327,7 @@ impl Index {
         };
         catch_unwind(AssertUnwindSafe(write))
             .unwrap_or(Err(fjall::Error::Poisoned))
-            .map_err(|source| self.failed("writing", source))
+            .map_err(|source| self.failed("writing the chunk index", source))
     }
 
     /// Shows the marks of all packs to `visit`, in ascending order of their numbers.

@@ -19,7 +19,14 @@ pub(super) fn recover(shared: &Shared, files: &[PackFile]) -> Result<Option<u32>
     for (file, mark) in todo {
         match recover_pack(shared, file, mark) {
             Ok(()) => {}
-            Err(error @ (StoreError::Index { .. } | StoreError::IndexEntry { .. })) => return Err(error),
+            // The index, not the pack: the pack is as good as before.
+            Err(
+                error @ (StoreError::Index { .. }
+                | StoreError::IndexEntry { .. }
+                | StoreError::NoSpace { .. }),
+            ) => {
+                return Err(error);
+            }
             Err(error) => {
                 shared.withdraw(file.number, 0);
                 shared.report(Problem::Pack(error));

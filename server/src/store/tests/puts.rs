@@ -160,6 +160,20 @@ async fn a_put_that_does_not_fit_says_so_and_a_later_one_succeeds() {
     assert_all_there(&store, &chunks(0..8, 1000)).await;
 }
 
+/// What the writer does after the index gave up on a full disk.
+#[tokio::test]
+async fn an_index_that_is_opened_again_knows_what_it_knew() {
+    let dir = Dir::new();
+    let store = dir.open().await;
+    store.put(chunks(0..4, 100)).await.unwrap();
+    store.inner.shared.index.reopen().unwrap();
+    assert_all_there(&store, &chunks(0..4, 100)).await;
+    store.put(chunks(2..8, 100)).await.unwrap();
+    assert_all_there(&store, &chunks(0..8, 100)).await;
+    assert_eq!(store.stats().chunks, 8);
+    assert!(!dir.path().join("index.probe").exists());
+}
+
 /// Every operation of a workload fails once, alone or with all that follow: the put says so, what was
 /// acknowledged stays, a later put succeeds, and a power failure at the end loses nothing acknowledged.
 #[tokio::test]
