@@ -9,6 +9,8 @@ use crate::BlockDevice;
 pub(super) const BLOCK_LEN: usize = 4096;
 /// A metadata device holds at most this many usable blocks: 255 bitmaps of 16,320 entries.
 pub(super) const MAX_METADATA_BLOCKS: u64 = 255 * ENTRIES_PER_BITMAP;
+/// A mapping has 40 bits for the data block.
+pub(super) const MAX_DATA_BLOCKS: u64 = 1 << 40;
 /// Counts in one bitmap block.
 pub(super) const ENTRIES_PER_BITMAP: u64 = 16_320;
 /// Length of the header of bitmap and index blocks.

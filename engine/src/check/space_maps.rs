@@ -4,7 +4,7 @@ use super::{
     Damage,
     checker::{Checker, Place, Role, Scope, Visit},
     counts::Counts,
-    raw::{BITMAP_HEADER_LEN, ENTRIES_PER_BITMAP, Salt, read_block, u32_at, u64_at},
+    raw::{BITMAP_HEADER_LEN, ENTRIES_PER_BITMAP, MAX_DATA_BLOCKS, Salt, read_block, u32_at, u64_at},
     superblock::{SpaceMapRoot, Superblock},
 };
 use crate::MetadataBlock;
@@ -124,12 +124,13 @@ impl Checker<'_> {
         let complete = self.small_tree(root.bitmap_root, scope, &mut |ordinal, value, _| {
             entries.push(IndexEntry::decode(ordinal, value));
         });
-        let due = root.blocks.div_ceil(ENTRIES_PER_BITMAP);
+        let due = root.blocks.min(MAX_DATA_BLOCKS).div_ceil(ENTRIES_PER_BITMAP);
         let dense = (0..due).eq(entries.iter().map(|entry| entry.ordinal));
         if complete && !dense {
             let what = format!("{} entries are not those of the {due} bitmaps in order", entries.len());
             self.lost("F12", &Place::root(root.bitmap_root), scope, &what);
         }
+        entries.retain(|entry| entry.ordinal < due);
         (entries, complete && dense)
     }
 

@@ -2,7 +2,7 @@
 
 use super::{
     CheckReport, Damage,
-    raw::{BLOCK_LEN, Block, MAX_METADATA_BLOCKS, Salt, read_block, u32_at, u64_at},
+    raw::{BLOCK_LEN, Block, MAX_DATA_BLOCKS, MAX_METADATA_BLOCKS, Salt, read_block, u32_at, u64_at},
 };
 use crate::{BlockDevice, MetadataBlock};
 
@@ -156,6 +156,13 @@ impl Superblock {
         if blocks > limit {
             let description =
                 format!("the metadata space map covers {blocks} blocks, the device has {limit} usable ones");
+            report.add(damage("F2", true, 0, description));
+        }
+        if self.data_map.blocks > MAX_DATA_BLOCKS {
+            let description = format!(
+                "the data space map covers {} blocks, mappings can name {MAX_DATA_BLOCKS}",
+                self.data_map.blocks
+            );
             report.add(damage("F2", true, 0, description));
         }
         let needed = u128::from(self.data_map.blocks) * u128::from(self.data_block_sectors) * SECTOR_BYTES;

@@ -12,30 +12,30 @@ use thinbak_engine::{
 };
 
 /// All cases.
-pub const CASES: [&str; 7] =
+pub(crate) const CASES: [&str; 7] =
     ["a-empty", "b-seq-64k", "c-nested-msnap", "e-1m-blocks", "f-fragmented-1t", "g1-needs-check", "h-data"];
 
-pub fn id(number: u64) -> DeviceId {
+pub(crate) fn id(number: u64) -> DeviceId {
     DeviceId::new(number).unwrap()
 }
 
 /// One case.
-pub struct Fixture {
+pub(crate) struct Fixture {
     dir: PathBuf,
     device: Arc<MemoryDevice>,
 }
 
 /// What a delta's file name says.
-pub struct DeltaFile {
-    pub name: String,
-    pub left: DeviceId,
-    pub right: DeviceId,
-    pub metadata_snap: bool,
-    pub verbose: bool,
+pub(crate) struct DeltaFile {
+    pub(crate) name: String,
+    pub(crate) left: DeviceId,
+    pub(crate) right: DeviceId,
+    pub(crate) metadata_snap: bool,
+    pub(crate) verbose: bool,
 }
 
 impl Fixture {
-    pub fn load(case: &str) -> Self {
+    pub(crate) fn load(case: &str) -> Self {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(case);
         let image = zstd::decode_all(fs::File::open(dir.join("metadata.img.zst")).unwrap()).unwrap();
         let device = MemoryDevice::new(u64::try_from(image.len()).unwrap());
@@ -47,16 +47,16 @@ impl Fixture {
         Self { dir, device: Arc::new(device) }
     }
 
-    pub fn device(&self) -> Arc<MemoryDevice> {
+    pub(crate) fn device(&self) -> Arc<MemoryDevice> {
         Arc::clone(&self.device)
     }
 
-    pub fn view(&self, roots: Roots) -> MetadataView {
+    pub(crate) fn view(&self, roots: Roots) -> MetadataView {
         MetadataView::open(self.device(), roots).unwrap()
     }
 
     /// The file of this name, or its compressed form.
-    pub fn text(&self, name: &str) -> Option<String> {
+    pub(crate) fn text(&self, name: &str) -> Option<String> {
         let bytes = match fs::File::open(self.dir.join(format!("{name}.zst"))) {
             Ok(file) => zstd::decode_all(file).unwrap(),
             Err(_) => fs::read(self.dir.join(name)).ok()?,
@@ -65,7 +65,7 @@ impl Fixture {
     }
 
     /// All deltas that were recorded.
-    pub fn deltas(&self) -> Vec<DeltaFile> {
+    pub(crate) fn deltas(&self) -> Vec<DeltaFile> {
         let names =
             fs::read_dir(&self.dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
         names

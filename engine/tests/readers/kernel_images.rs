@@ -1,8 +1,5 @@
 //! The readers against metadata that the kernel wrote, and what thin-provisioning-tools say of it.
 
-#[path = "kernel_images/fixture.rs"]
-mod fixture;
-
 use thinbak_engine::{
     DeviceId,
     delta::{delta_json, delta_xml},

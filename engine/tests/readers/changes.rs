@@ -1,0 +1,194 @@
+//! Changes between random pairs of trees, against a comparison of the maps that they were made of; and what it costs.
+
+use std::sync::atomic::Ordering;
+
+use rand::{Rng, rngs::StdRng};
+use thinbak_engine::{
+    MetadataBlock, VirtualBlock,
+    metadata_view::{Change, ChangeKind, DeltaKind, DeltaRun, MetadataView, ViewError},
+};
+
+use crate::{
+    random,
+    trees::{Cut, Forest, Mappings},
+};
+
+fn naive(old: &Mappings, new: &Mappings) -> Vec<Change> {
+    let mut runs: Vec<Change> = Vec::new();
+    let mut keys: Vec<u64> = old.keys().chain(new.keys()).copied().collect();
+    keys.sort_unstable();
+    keys.dedup();
+    for key in keys {
+        let kind = match (old.get(&key), new.get(&key)) {
+            (Some(old), Some(new)) if old.0 == new.0 => continue,
+            (_, Some(_)) => ChangeKind::Changed,
+            _ => ChangeKind::Unmapped,
+        };
+        match runs.last_mut() {
+            Some(run) if run.kind == kind && run.begin.0 + run.length == key => run.length += 1,
+            _ => runs.push(Change { begin: VirtualBlock(key), length: 1, kind }),
+        }
+    }
+    runs
+}
+
+fn changes(view: &MetadataView, old: Option<MetadataBlock>, new: MetadataBlock) -> Vec<Change> {
+    view.changes(old, new).collect::<Result<_, _>>().unwrap()
+}
+
+/// What the runs say of each block: key, old data block, new data block.
+fn blocks(runs: &[DeltaRun]) -> Vec<(u64, Option<u64>, Option<u64>)> {
+    let mut blocks = Vec::new();
+    for run in runs {
+        for index in 0..run.length {
+            let (left, right) = match run.kind {
+                DeltaKind::Same { data_begin } => (Some(data_begin), Some(data_begin)),
+                DeltaKind::Different { left_data_begin, right_data_begin } => {
+                    (Some(left_data_begin), Some(right_data_begin))
+                }
+                DeltaKind::LeftOnly { data_begin } => (Some(data_begin), None),
+                DeltaKind::RightOnly { data_begin } => (None, Some(data_begin)),
+            };
+            let at = |begin: thinbak_engine::DataBlock| begin.0 + index;
+            blocks.push((run.begin.0 + index, left.map(at), right.map(at)));
+        }
+    }
+    blocks
+}
+
+fn random_mappings(random: &mut StdRng) -> Mappings {
+    let keys = random.random_range(1..6_000);
+    let count = if random.random_bool(0.1) { 0 } else { random.random_range(0..1_500) };
+    let mut mappings = Mappings::new();
+    while mappings.len() < count.min(keys as usize * 3 / 4) {
+        let begin = random.random_range(0..keys);
+        let data = random.random_range(0..10_000);
+        for index in 0..random.random_range(1..30) {
+            mappings.insert(begin + index, (data + index, 0));
+        }
+    }
+    mappings
+}
+
+fn mutate(random: &mut StdRng, mappings: &Mappings) -> Mappings {
+    let mut changed = mappings.clone();
+    let end = mappings.last_key_value().map_or(100, |(key, _)| key + 50);
+    for _ in 0..random.random_range(0..40) {
+        let begin = random.random_range(0..end);
+        let longest = [2, 20, 300][random.random_range(0..3)];
+        let length = random.random_range(1..longest);
+        match random.random_range(0..4) {
+            0 => changed.retain(|key, _| !(begin..begin + length).contains(key)),
+            1 => {
+                // A new time is no change.
+                for (_, mapped) in changed.range_mut(begin..begin + length) {
+                    mapped.1 = 1;
+                }
+            }
+            _ => {
+                let data = random.random_range(0..10_000);
+                changed.extend((0..length).map(|index| (begin + index, (data + index, 1))));
+            }
+        }
+    }
+    changed
+}
+
+fn random_cut(random: &mut StdRng) -> Cut {
+    match random.random_range(0..3) {
+        0 => Cut::Every(random.random_range(2..252)),
+        _ => Cut::Hash { one_in: random.random_range(3..60), salt: random.random_range(0..2) },
+    }
+}
+
+#[test]
+fn random_pairs_of_trees_differ_as_their_maps_do() {
+    let mut random = random();
+    for round in 0..400 {
+        let mut forest = Forest::new(1 << 14);
+        forest.loose_keys = random.random();
+        let old = random_mappings(&mut random);
+        let new =
+            if random.random_bool(0.1) { random_mappings(&mut random) } else { mutate(&mut random, &old) };
+        let cut = random_cut(&mut random);
+        let old_root = forest.add(&old, cut);
+        let new_cut = if random.random_bool(0.2) { random_cut(&mut random) } else { cut };
+        let new_root = forest.add(&new, new_cut);
+        let (view, _) = forest.view();
+        let what = format!("round {round}, {cut:?}, {new_cut:?}");
+        assert_eq!(changes(&view, Some(old_root), new_root), naive(&old, &new), "{what}");
+        assert_eq!(changes(&view, Some(new_root), old_root), naive(&new, &old), "{what}, backwards");
+        assert_eq!(changes(&view, None, new_root), naive(&Mappings::new(), &new), "{what}, all");
+        let delta: Vec<DeltaRun> = view.delta(old_root, new_root).collect::<Result<_, _>>().unwrap();
+        let mut keys: Vec<u64> = old.keys().chain(new.keys()).copied().collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let data = |mappings: &Mappings, key: &u64| mappings.get(key).map(|mapped| mapped.0);
+        let expected: Vec<_> = keys.iter().map(|key| (*key, data(&old, key), data(&new, key))).collect();
+        assert_eq!(blocks(&delta), expected, "{what}, delta");
+        let mapped = view.mappings(new_root, VirtualBlock(0)).map(Result::unwrap);
+        let mapped: Mappings = mapped.map(|at| (at.virtual_block.0, (at.data_block.0, at.time))).collect();
+        assert_eq!(mapped, new, "{what}, mappings");
+    }
+}
+
+fn large() -> Mappings {
+    (0..300_000).map(|key| (key * 2, (key * 3 % 1_000_003, 0))).collect()
+}
+
+#[test]
+fn a_walk_reads_what_changed_and_little_more() {
+    let mut random = random();
+    let mut forest = Forest::new(1 << 13);
+    let old = large();
+    let cut = Cut::Hash { one_in: 100, salt: 1 };
+    let old_root = forest.add(&old, cut);
+    for changed in [0_u64, 1, 10, 100] {
+        let mut new = old.clone();
+        for _ in 0..changed {
+            new.insert(random.random_range(0..600_000), (2_000_000, 1));
+        }
+        let new_root = forest.add(&new, cut);
+        let (view, counted) = forest.view();
+        assert_eq!(changes(&view, Some(old_root), new_root), naive(&old, &new));
+        // Of both trees a path for each change, and of each the leftmost path; up to 3 unwanted blocks between wanted ones.
+        let nodes = counted.blocks_read();
+        let bound = if changed == 0 { 0 } else { (changed * 2 * 4 + 2 * 4) * 2 };
+        assert!(nodes <= bound, "{nodes} blocks read for {changed} changes, at most {bound} are due");
+    }
+}
+
+#[test]
+fn equal_roots_are_not_even_read() {
+    let mut forest = Forest::new(1 << 13);
+    let root = forest.add(&large(), Cut::Every(250));
+    let (view, counted) = forest.view();
+    assert!(changes(&view, Some(root), root).is_empty());
+    assert_eq!(counted.requests.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn batches_read_neighbours_together() {
+    let mut forest = Forest::new(1 << 13);
+    let new_root = forest.add(&large(), Cut::Every(250));
+    let (view, counted) = forest.view();
+    assert_eq!(changes(&view, None, new_root).len(), 300_000);
+    let (requests, read) =
+        (counted.requests.load(Ordering::Relaxed), counted.blocks.lock().unwrap().len() as u64);
+    assert!(read >= 1_205, "{read} blocks read");
+    assert!(counted.blocks_read() <= read * 2, "{} blocks read for {read}", counted.blocks_read());
+    println!("{requests} requests for {read} blocks");
+}
+
+#[test]
+fn damage_ends_the_walk_with_the_block() {
+    let mut forest = Forest::new(1 << 13);
+    let root = forest.add(&large(), Cut::Every(250));
+    let (view, _) = forest.view();
+    let beyond = MetadataBlock((1 << 13) + 1);
+    let found: Vec<_> = view.changes(Some(beyond), root).collect();
+    assert_eq!(found.len(), 1);
+    let error = found.into_iter().next().unwrap().unwrap_err();
+    assert!(matches!(error, ViewError::Metadata(_)), "{error}");
+    assert!(error.to_string().contains(&beyond.to_string()), "{error}");
+}
