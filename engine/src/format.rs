@@ -28,6 +28,7 @@ pub use self::error::{MetadataError, NodeProblem, SuperblockProblem};
 pub use self::index::{INDEX_SLOTS, IndexEntry, MAX_METADATA_BLOCKS, MetadataIndex};
 pub use self::mapping::{MAX_TIME, MappedBlock};
 pub use self::node::{Node, NodeValue, max_entries};
+pub(crate) use self::raw_block::seal;
 pub use self::raw_block::{BLOCK_BYTES, BlockBytes, RawBlock};
 pub use self::superblock::{MAGIC, SpaceMapRoot, Superblock, VERSION};
 pub use self::units::{

@@ -26,7 +26,12 @@ mod thin_metadata;
 pub use self::block_device::{
     Access, BlockDevice, Fate, FaultDevice, FaultLog, FileDevice, IoEvent, MemoryDevice, crash_image,
 };
+pub use self::embedded::{
+    Base, BaseNotProven, CreateOptions, EmbeddedError, EmbeddedPool, ErrorClass, Kind, MsnapGuard, NotProven, Point,
+    Volume,
+};
 pub use self::format::{
     BlockSize, DataBlock, DeviceDetails, DeviceId, DeviceInfo, MetadataBlock, MetadataError, VirtualBlock,
 };
-pub use self::pool::PoolError;
+pub use self::metadata_view::{Change, ChangeKind, MetadataView, Roots, ViewError};
+pub use self::pool::{MappedRun, Operation, Pool, PoolError, PoolMode, PoolStatus};

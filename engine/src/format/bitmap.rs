@@ -84,6 +84,10 @@ impl Bitmap {
         find_zero(&self.bytes, begin, end)
     }
 
+    pub(crate) fn bytes_mut(&mut self) -> &mut BlockBytes {
+        &mut self.bytes
+    }
+
     /// The bytes, without checksum and location.
     #[must_use]
     pub fn bytes(&self) -> &BlockBytes {
@@ -97,13 +101,13 @@ fn position(entry: u64) -> Option<(usize, u32)> {
 }
 
 /// The count of an entry in the bytes of a bitmap.
-pub(crate) fn get(bytes: &BlockBytes, entry: u64) -> RawCount {
+fn get(bytes: &BlockBytes, entry: u64) -> RawCount {
     let bits = position(entry).and_then(|(byte, shift)| Some(bytes.get(byte)? >> shift));
     RawCount::from_bits(bits.unwrap_or(0))
 }
 
 /// Changes an entry in the bytes of a bitmap.
-pub(crate) fn set(bytes: &mut BlockBytes, entry: u64, count: RawCount) {
+fn set(bytes: &mut BlockBytes, entry: u64, count: RawCount) {
     if let Some((byte, shift)) = position(entry)
         && let Some(byte) = bytes.get_mut(byte)
     {
@@ -112,7 +116,7 @@ pub(crate) fn set(bytes: &mut BlockBytes, entry: u64, count: RawCount) {
 }
 
 /// The first entry in `begin..end` with count zero.
-pub(crate) fn find_zero(bytes: &BlockBytes, begin: u64, end: u64) -> Option<u64> {
+fn find_zero(bytes: &BlockBytes, begin: u64, end: u64) -> Option<u64> {
     let end = end.min(ENTRIES_PER_BITMAP);
     let mut entry = begin;
     while entry < end {

@@ -34,6 +34,16 @@ pub enum MetadataError {
         /// Where it says it belongs.
         found: u64,
     },
+    /// A block that is used as two kinds at once.
+    #[error("metadata block {block} is referred to as {expected} and as {found}")]
+    WrongKind {
+        /// Where.
+        block: MetadataBlock,
+        /// What it is expected to be.
+        expected: BlockKind,
+        /// What it was met as before.
+        found: BlockKind,
+    },
     /// A reference to a block that the device or the space map does not have.
     #[error("a reference to metadata block {block}: there are only {blocks} blocks")]
     OutOfRange {

@@ -105,6 +105,15 @@ impl Node {
         Ok(node)
     }
 
+    /// The node in a block, whatever its tree holds: for a block that was verified as its tree's before.
+    pub(crate) fn verify_any(raw: RawBlock) -> Result<Self, MetadataError> {
+        let block = raw.location();
+        let node = Self { bytes: raw.verify(BlockKind::Node)? };
+        let value_size = node.value_size();
+        node.obey_rules(value_size).map_err(|problem| MetadataError::BadNode { block, problem })?;
+        Ok(node)
+    }
+
     fn obey_rules(&self, leaf_value_size: usize) -> Result<(), NodeProblem> {
         let bytes = self.bytes.as_slice();
         let flags = get_u32(bytes, 4);
@@ -236,7 +245,11 @@ impl Node {
         &self.bytes
     }
 
-    fn value_size(&self) -> usize {
+    pub(crate) fn bytes_mut(&mut self) -> &mut BlockBytes {
+        &mut self.bytes
+    }
+
+    pub(crate) fn value_size(&self) -> usize {
         get_u32(self.bytes.as_slice(), 24) as usize
     }
 

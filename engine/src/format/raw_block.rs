@@ -55,6 +55,12 @@ impl RawBlock {
         &self.bytes
     }
 
+    /// Whether the checksum is that of a block of this kind.
+    #[must_use]
+    pub fn is_of(&self, kind: BlockKind) -> bool {
+        checksum(&self.bytes, kind) == get_u32(self.bytes.as_slice(), 0)
+    }
+
     /// The bytes, once checksum and own location are those of a block of this kind.
     ///
     /// # Errors

@@ -1,0 +1,309 @@
+//! Metadata blocks: those of the open transaction, and a bounded cache of the others.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use quick_cache::sync::Cache;
+
+use crate::block_device::BlockDevice;
+use crate::format::{
+    BLOCK_BYTES, Bitmap, BlockBytes, BlockKind, MetadataBlock, MetadataError, Node, NodeProblem, NodeValue,
+    RawBlock, Superblock, seal,
+};
+
+use super::Result;
+use super::metadata_space_map::MetadataSpaceMap;
+
+/// Blocks of the clean cache: 16 MiB.
+const CLEAN_BLOCKS: usize = 4096;
+/// Changed blocks kept in memory: 16 MiB. More are written early; nothing refers to them before the commit.
+const DIRTY_BLOCKS: usize = 4096;
+/// Neighbouring blocks are written together, up to 1 MiB.
+const WRITE_BLOCKS: usize = 256;
+
+/// A block in memory, verified when it was read.
+#[derive(Clone, Debug)]
+pub(super) enum Cached {
+    Node(Arc<Node>),
+    Bitmap(Arc<Bitmap>),
+    /// The metadata index, or a copy of the superblock: written, never read back through the store.
+    Other(BlockKind, Box<BlockBytes>),
+}
+
+impl Cached {
+    /// The bytes as they go to the device.
+    fn seal(&mut self, location: MetadataBlock) -> &BlockBytes {
+        match self {
+            Self::Node(node) => {
+                let bytes = Arc::make_mut(node).bytes_mut();
+                seal(bytes, location, BlockKind::Node);
+                bytes
+            }
+            Self::Bitmap(bitmap) => {
+                let bytes = Arc::make_mut(bitmap).bytes_mut();
+                seal(bytes, location, BlockKind::Bitmap);
+                bytes
+            }
+            Self::Other(kind, bytes) => {
+                seal(bytes, location, *kind);
+                bytes
+            }
+        }
+    }
+}
+
+/// All metadata blocks of a pool.
+pub(crate) struct MetadataStore {
+    device: Arc<dyn BlockDevice>,
+    clean: Cache<u64, Cached>,
+    dirty: HashMap<u64, Cached>,
+    /// Blocks allocated since the last commit: they may be changed in place.
+    shadows: HashSet<u64>,
+    pub(super) map: MetadataSpaceMap,
+}
+
+impl MetadataStore {
+    /// The store of a pool whose superblock was read.
+    pub(crate) fn open(device: Arc<dyn BlockDevice>, superblock: &Superblock) -> Result<Self> {
+        let map = MetadataSpaceMap::open(device.as_ref(), &superblock.metadata_space_map)?;
+        Ok(Self::new(device, map))
+    }
+
+    /// The store of a pool to be: `nr_blocks` blocks, of which the first are taken by the space map itself.
+    pub(crate) fn format(device: Arc<dyn BlockDevice>, nr_blocks: u64) -> Result<Self> {
+        let mut store = Self::new(device, MetadataSpaceMap::default());
+        store.format_map(nr_blocks)?;
+        Ok(store)
+    }
+
+    fn new(device: Arc<dyn BlockDevice>, map: MetadataSpaceMap) -> Self {
+        Self { device, clean: Cache::new(CLEAN_BLOCKS), dirty: HashMap::new(), shadows: HashSet::new(), map }
+    }
+
+    fn cached(&self, block: MetadataBlock) -> Option<Cached> {
+        self.dirty.get(&block.0).cloned().or_else(|| self.clean.get(&block.0))
+    }
+
+    /// A node of a tree with values `V`.
+    pub(crate) fn node<V: NodeValue>(&self, block: MetadataBlock) -> Result<Arc<Node>> {
+        match self.cached(block) {
+            Some(Cached::Node(node)) => {
+                let found = node.value_size();
+                if node.is_leaf() && found != V::SIZE {
+                    let problem = NodeProblem::ValueSize { expected: V::SIZE as u32, found: found as u32 };
+                    return Err(MetadataError::BadNode { block, problem });
+                }
+                Ok(node)
+            }
+            Some(other) => Err(wrong_kind(block, BlockKind::Node, &other)),
+            None => {
+                let node = Arc::new(Node::verify::<V>(RawBlock::read(self.device.as_ref(), block)?)?);
+                self.clean.insert(block.0, Cached::Node(node.clone()));
+                Ok(node)
+            }
+        }
+    }
+
+    /// A bitmap.
+    pub(crate) fn bitmap(&self, block: MetadataBlock) -> Result<Arc<Bitmap>> {
+        match self.cached(block) {
+            Some(Cached::Bitmap(bitmap)) => Ok(bitmap),
+            Some(other) => Err(wrong_kind(block, BlockKind::Bitmap, &other)),
+            None => {
+                let bitmap = Arc::new(Bitmap::verify(RawBlock::read(self.device.as_ref(), block)?)?);
+                self.clean.insert(block.0, Cached::Bitmap(bitmap.clone()));
+                Ok(bitmap)
+            }
+        }
+    }
+
+    /// Changes a node that belongs to the open transaction.
+    pub(crate) fn edit_node<T>(
+        &mut self,
+        block: MetadataBlock,
+        edit: impl FnOnce(&mut Node) -> std::result::Result<T, NodeProblem>,
+    ) -> Result<T> {
+        match self.dirty_entry(block)? {
+            Cached::Node(node) => {
+                edit(Arc::make_mut(node)).map_err(|problem| MetadataError::BadNode { block, problem })
+            }
+            other => Err(wrong_kind(block, BlockKind::Node, other)),
+        }
+    }
+
+    /// Changes a bitmap that belongs to the open transaction.
+    pub(crate) fn edit_bitmap<T>(
+        &mut self,
+        block: MetadataBlock,
+        edit: impl FnOnce(&mut Bitmap) -> T,
+    ) -> Result<T> {
+        match self.dirty_entry(block)? {
+            Cached::Bitmap(bitmap) => Ok(edit(Arc::make_mut(bitmap))),
+            other => Err(wrong_kind(block, BlockKind::Bitmap, other)),
+        }
+    }
+
+    /// The block of the open transaction, fetched back when it was written early.
+    fn dirty_entry(&mut self, block: MetadataBlock) -> Result<&mut Cached> {
+        debug_assert!(self.shadows.contains(&block.0), "block {block} is of the last commit");
+        if !self.dirty.contains_key(&block.0) {
+            let cached = match self.clean.remove(&block.0) {
+                Some((_, cached)) => cached,
+                None => self.reload(block)?,
+            };
+            self.put(block, cached)?;
+        }
+        self.dirty.get_mut(&block.0).ok_or(MetadataError::OutOfRange { block, blocks: self.map.nr_blocks() })
+    }
+
+    /// Reads a block that this transaction wrote early: a node or a bitmap, told apart by its salt.
+    fn reload(&self, block: MetadataBlock) -> Result<Cached> {
+        let raw = RawBlock::read(self.device.as_ref(), block)?;
+        if raw.is_of(BlockKind::Bitmap) {
+            return Ok(Cached::Bitmap(Arc::new(Bitmap::verify(raw)?)));
+        }
+        Ok(Cached::Node(Arc::new(Node::verify_any(raw)?)))
+    }
+
+    /// Stores the contents of a block of the open transaction.
+    pub(super) fn put(&mut self, block: MetadataBlock, contents: Cached) -> Result<()> {
+        debug_assert!(self.shadows.contains(&block.0), "block {block} is of the last commit");
+        if self.dirty.len() >= DIRTY_BLOCKS {
+            self.write_dirty()?;
+        }
+        self.dirty.insert(block.0, contents);
+        Ok(())
+    }
+
+    /// Stores a node in a new block.
+    pub(crate) fn add_node(&mut self, node: Node) -> Result<MetadataBlock> {
+        let block = self.allocate()?;
+        self.put(block, Cached::Node(Arc::new(node)))?;
+        Ok(block)
+    }
+
+    /// Replaces the contents of a node's block of the open transaction.
+    pub(crate) fn put_node(&mut self, block: MetadataBlock, node: Node) -> Result<()> {
+        self.put(block, Cached::Node(Arc::new(node)))
+    }
+
+    /// Stores a bitmap in a new block.
+    pub(crate) fn add_bitmap(&mut self, bitmap: Bitmap) -> Result<MetadataBlock> {
+        let block = self.allocate()?;
+        self.put(block, Cached::Bitmap(Arc::new(bitmap)))?;
+        Ok(block)
+    }
+
+    /// Stores a copy of the superblock in a new block.
+    pub(crate) fn add_superblock(&mut self, superblock: &Superblock) -> Result<MetadataBlock> {
+        let block = self.allocate()?;
+        let copy = Superblock { location: block, ..superblock.clone() };
+        self.put(block, Cached::Other(BlockKind::Superblock, copy.encode()))?;
+        Ok(block)
+    }
+
+    /// The block of a bitmap that may be changed: itself when it belongs to the open transaction, else a copy.
+    pub(crate) fn shadow_bitmap(&mut self, block: MetadataBlock) -> Result<MetadataBlock> {
+        if self.is_new(block) {
+            return Ok(block);
+        }
+        let bitmap = self.bitmap(block)?;
+        let copy = self.allocate()?;
+        self.put(copy, Cached::Bitmap(bitmap))?;
+        self.dec(block)?;
+        Ok(copy)
+    }
+
+    /// Whether a block belongs to the open transaction.
+    pub(crate) fn is_new(&self, block: MetadataBlock) -> bool {
+        self.shadows.contains(&block.0)
+    }
+
+    /// Blocks that the open transaction has taken.
+    pub(crate) fn new_blocks(&self) -> usize {
+        self.shadows.len()
+    }
+
+    pub(super) fn mark_new(&mut self, block: MetadataBlock) {
+        self.shadows.insert(block.0);
+        self.clean.remove(&block.0);
+    }
+
+    /// Nothing refers to the block any more.
+    pub(super) fn forget(&mut self, block: MetadataBlock) {
+        if self.shadows.remove(&block.0) {
+            self.dirty.remove(&block.0);
+            self.clean.remove(&block.0);
+        }
+    }
+
+    /// Writes all changed blocks, neighbours together. They stay in the cache.
+    fn write_dirty(&mut self) -> Result<()> {
+        let mut blocks: Vec<(u64, Cached)> = self.dirty.drain().collect();
+        blocks.sort_unstable_by_key(|(block, _)| *block);
+        let mut run = Vec::with_capacity(WRITE_BLOCKS.min(blocks.len()) * BLOCK_BYTES);
+        let mut begin = 0;
+        let mut next = 0;
+        for (block, cached) in &mut blocks {
+            if *block != next || run.len() >= WRITE_BLOCKS * BLOCK_BYTES {
+                self.write_run(begin, &run)?;
+                run.clear();
+                begin = *block;
+            }
+            run.extend_from_slice(cached.seal(MetadataBlock(*block)));
+            next = *block + 1;
+        }
+        self.write_run(begin, &run)?;
+        for (block, cached) in blocks {
+            if !matches!(cached, Cached::Other(..)) {
+                self.clean.insert(block, cached);
+            }
+        }
+        Ok(())
+    }
+
+    fn write_run(&self, begin: u64, run: &[u8]) -> Result<()> {
+        if run.is_empty() {
+            return Ok(());
+        }
+        let block = MetadataBlock(begin);
+        let written = self.device.write_at(begin * BLOCK_BYTES as u64, run);
+        written.map_err(|source| MetadataError::Io { action: "write", block, source })
+    }
+
+    /// Ends the transaction: writes its blocks, flushes, then writes the superblock and flushes again. The superblock's
+    /// metadata space map is filled in here, since the index moves with every commit.
+    pub(crate) fn commit(&mut self, superblock: &mut Superblock) -> Result<()> {
+        self.settle_map()?;
+        superblock.metadata_space_map = self.map.root();
+        self.write_dirty()?;
+        self.flush()?;
+        write_superblock(self.device.as_ref(), superblock)?;
+        self.shadows.clear();
+        self.map.committed();
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.device.flush().map_err(|source| MetadataError::Flush { source })
+    }
+}
+
+/// Writes and flushes a superblock.
+pub(crate) fn write_superblock(device: &dyn BlockDevice, superblock: &Superblock) -> Result<()> {
+    let block = superblock.location;
+    device
+        .write_at(block.0 * BLOCK_BYTES as u64, superblock.encode().as_slice())
+        .map_err(|source| MetadataError::Io { action: "write", block, source })?;
+    device.flush().map_err(|source| MetadataError::Flush { source })
+}
+
+/// A block that is referred to as one kind and was met as another.
+fn wrong_kind(block: MetadataBlock, kind: BlockKind, found: &Cached) -> MetadataError {
+    let found = match found {
+        Cached::Node(_) => BlockKind::Node,
+        Cached::Bitmap(_) => BlockKind::Bitmap,
+        Cached::Other(kind, _) => *kind,
+    };
+    MetadataError::WrongKind { block, expected: kind, found }
+}

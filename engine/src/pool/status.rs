@@ -1,0 +1,121 @@
+//! The pool's status, and the line the kernel prints of it.
+
+use std::fmt;
+
+use crate::format::{DeviceId, MetadataBlock};
+
+use super::{Health, Pool, PoolError, Result};
+
+/// The metadata low watermark is at most this many blocks.
+const MAX_LOW_WATERMARK: u64 = 1024;
+
+/// What a pool can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolMode {
+    /// Everything.
+    Write,
+    /// All but providing new data blocks.
+    OutOfDataSpace,
+    /// Reading, and writing where no metadata change is needed.
+    ReadOnly,
+    /// Nothing.
+    Fail,
+}
+
+impl fmt::Display for PoolMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Write => "rw",
+            Self::OutOfDataSpace => "out_of_data_space",
+            Self::ReadOnly => "ro",
+            Self::Fail => "Fail",
+        })
+    }
+}
+
+/// A pool's status. Its `Display` is what the kernel prints after `thin-pool`, each field but the last followed by a space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolStatus {
+    /// The transaction id.
+    pub transaction_id: u64,
+    /// Metadata blocks in use as the kernel counts: its reserve is part of it.
+    pub metadata_used: u64,
+    /// Metadata blocks.
+    pub metadata_total: u64,
+    /// Data blocks in use.
+    pub data_used: u64,
+    /// Data blocks.
+    pub data_total: u64,
+    /// The metadata snapshot's superblock.
+    pub held_root: Option<MetadataBlock>,
+    /// What the pool can do.
+    pub mode: PoolMode,
+    /// The metadata need a check.
+    pub needs_check: bool,
+}
+
+impl PoolStatus {
+    /// Free metadata blocks at which the kernel would raise an event.
+    #[must_use]
+    pub fn metadata_low_watermark(&self) -> u64 {
+        MAX_LOW_WATERMARK.min(self.metadata_total / 4)
+    }
+}
+
+impl fmt::Display for PoolStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.mode == PoolMode::Fail {
+            return f.write_str("Fail");
+        }
+        write!(f, "{} {}/{} ", self.transaction_id, self.metadata_used, self.metadata_total)?;
+        write!(f, "{}/{} ", self.data_used, self.data_total)?;
+        match self.held_root {
+            Some(block) => write!(f, "{block} ")?,
+            None => f.write_str("- ")?,
+        }
+        let needs_check = if self.needs_check { "needs_check" } else { "-" };
+        // Freed blocks are always passed down, and a write that finds no space fails at once.
+        write!(f, "{} discard_passdown error_if_no_space {needs_check} ", self.mode)?;
+        write!(f, "{} ", self.metadata_low_watermark())
+    }
+}
+
+impl Pool {
+    /// The status now, with what the open transaction has changed.
+    #[must_use]
+    pub fn status(&self) -> PoolStatus {
+        let state = self.state.read();
+        let metadata = &state.metadata;
+        let superblock = metadata.superblock();
+        PoolStatus {
+            transaction_id: superblock.transaction_id,
+            metadata_used: metadata.metadata_blocks() - metadata.metadata_free(),
+            metadata_total: metadata.metadata_blocks(),
+            data_used: metadata.data().nr_allocated(),
+            data_total: metadata.data().nr_blocks(),
+            held_root: superblock.held_root,
+            mode: match state.health {
+                Health::Failed => PoolMode::Fail,
+                Health::ReadOnly => PoolMode::ReadOnly,
+                Health::Writable if state.out_of_data => PoolMode::OutOfDataSpace,
+                Health::Writable => PoolMode::Write,
+            },
+            needs_check: superblock.needs_check,
+        }
+    }
+
+    /// What the kernel prints after `thin` for a device: mapped sectors, and the highest mapped sector or `-`.
+    ///
+    /// # Errors
+    /// [`PoolError::NoSuchDevice`], damaged metadata.
+    pub fn device_status(&self, id: DeviceId) -> Result<String> {
+        let state = self.state.read();
+        let device = state.metadata.device(id)?.ok_or(PoolError::NoSuchDevice(id))?;
+        let sectors = u64::from(self.block_size.sectors());
+        let mapped = device.details.mapped_blocks.saturating_mul(sectors);
+        Ok(match state.metadata.highest_mapped(&device)? {
+            Some(block) => format!("{mapped} {}", (block.0.saturating_add(1)).saturating_mul(sectors) - 1),
+            None => format!("{mapped} -"),
+        })
+    }
+}
