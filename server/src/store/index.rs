@@ -295,23 +295,29 @@ impl Index {
         }
     }
 
-    /// Where the records of `ids` are, in the order of `ids`.
+    /// Where the records of `ids` are, in the order of `ids`. Looked up in the order of the keys: so each
+    /// filter and index block is read once for all ids that need it, however small the cache.
     pub(super) fn locate(&self, ids: &[[u8; 32]]) -> Result<Vec<Option<Location>>, StoreError> {
-        let values =
-            self.read(|entries| ids.iter().map(|id| entries.get(id)).collect::<Result<Vec<_>, _>>())?;
-        values
-            .into_iter()
-            .map(|value| match value {
-                None => Ok(None),
-                Some(value) => match Location::decode(&value) {
-                    Some(location) => Ok(Some(location)),
-                    None => {
-                        self.condemn();
-                        Err(StoreError::IndexEntry { path: self.path.clone() })
-                    }
-                },
-            })
-            .collect()
+        let mut order: Vec<(&[u8; 32], usize)> = ids.iter().zip(0..).collect();
+        order.sort_unstable();
+        let mut located = vec![None; ids.len()];
+        let all_valid = self.read(|entries| {
+            for (id, place) in order {
+                let Some(value) = entries.get(id)? else { continue };
+                let Some(location) = Location::decode(&value) else { return Ok(false) };
+                if let Some(slot) = located.get_mut(place) {
+                    *slot = Some(location);
+                }
+            }
+            Ok(true)
+        })?;
+        if all_valid { Ok(located) } else { Err(self.invalid_entry()) }
+    }
+
+    /// The index holds what we never write.
+    fn invalid_entry(&self) -> StoreError {
+        self.condemn();
+        StoreError::IndexEntry { path: self.path.clone() }
     }
 
     /// Adds the records of a pack and the pack's mark in one step.
@@ -344,11 +350,7 @@ impl Index {
             }
             Ok(true)
         })?;
-        if !all_valid {
-            self.condemn();
-            return Err(StoreError::IndexEntry { path: self.path.clone() });
-        }
-        Ok(())
+        if all_valid { Ok(()) } else { Err(self.invalid_entry()) }
     }
 
     /// The mark of one pack.

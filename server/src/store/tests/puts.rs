@@ -94,6 +94,9 @@ async fn a_full_pack_is_sealed_and_the_next_one_begun() {
     assert_all_there(&store, &records).await;
     let stats = store.stats();
     assert_eq!((stats.packs, stats.chunks, stats.chunk_plain_bytes), (2, 80, 80 << 20));
+    for number in 0..2 {
+        store.inner.shared.pack(number).unwrap().sealed_entries().expect("the open has completed the pack");
+    }
     let on_disk: u64 = (0..2).map(|number| fs::metadata(dir.pack(number)).unwrap().len()).sum();
     assert_eq!(stats.pack_bytes, on_disk);
 }
