@@ -21,7 +21,6 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use parking_lot::Mutex;
 use thinbak_proto::{Failed, FailureKind};
 use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
@@ -116,7 +115,7 @@ impl From<RepositoryError> for Failed {
             }
             RepositoryError::ChunkBytes(_) => (FailureKind::Usage, None),
             RepositoryError::NewerFormat { .. } => {
-                (FailureKind::Refused, Some("use the program that made it, or a newer one"))
+                (FailureKind::Failed, Some("use the program that made it, or a newer one"))
             }
             RepositoryError::Busy(_) => {
                 (FailureKind::Busy, Some("address the server that has it open, or stop that server first"))
@@ -131,7 +130,7 @@ impl From<RepositoryError> for Failed {
                 ),
             ),
             RepositoryError::Catalogue(CatalogueError::Newer { .. }) => {
-                (FailureKind::Refused, Some("use the program that wrote it, or a newer one"))
+                (FailureKind::Failed, Some("use the program that wrote it, or a newer one"))
             }
             RepositoryError::Store(error) if error.is_damage() => (FailureKind::Damaged, None),
             RepositoryError::Store(StoreError::RecordTooLarge { .. }) => (FailureKind::Usage, None),
@@ -182,7 +181,8 @@ pub struct Repository {
     /// say the same.
     pub(crate) marking: tokio::sync::Mutex<()>,
     stopping: watch::Sender<bool>,
-    lock: Mutex<Option<File>>,
+    /// The last field: given back after the store has let go of its files.
+    _lock: File,
 }
 
 impl std::fmt::Debug for Repository {
@@ -242,16 +242,16 @@ impl Repository {
             readers: Arc::new(Semaphore::new(READERS)),
             marking: tokio::sync::Mutex::default(),
             stopping: watch::Sender::new(false),
-            lock: Mutex::new(Some(lock)),
+            _lock: lock,
         }))
     }
 
-    /// Ends running sessions, seals the pack being written, closes the catalogue and gives the lock back.
+    /// Ends running sessions, seals the pack being written and closes the catalogue. The directory can be
+    /// opened again when the last handle, and every service made of it, is dropped.
     pub async fn close(&self) {
         self.stop();
         self.store.clone().close().await;
         self.catalogue.close().await;
-        self.lock.lock().take();
     }
 
     /// Tells running sessions to end; what they had acknowledged stays usable.

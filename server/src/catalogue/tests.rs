@@ -1,1 +1,127 @@
+use tempfile::TempDir;
 
+use super::*;
+
+async fn catalogue() -> (TempDir, Catalogue) {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("catalogue.sqlite");
+    Catalogue::create(&path).await.unwrap();
+    let catalogue = Catalogue::open(&path).await.unwrap();
+    (dir, catalogue)
+}
+
+fn generation(volume: Uuid, name: &str, number: u64) -> v1::Generation {
+    v1::Generation {
+        volume_uuid: volume.to_string(),
+        volume_name: name.into(),
+        number,
+        created_at_ms: number * 1000,
+        size_bytes: 1 << 40,
+        chunk_bytes: 65536,
+        levels: 4,
+        root: vec![7; 32].into(),
+        parent: number - 1,
+        // A pool's numbers are unsigned and may be anything.
+        point: Some(v1::Point { transaction_id: u64::MAX, root_checksum: u32::MAX, ..Default::default() }),
+        protected: false,
+        group: String::new(),
+        mapped_bytes: 1 << 39,
+        changed_bytes: 4096,
+        new_bytes: 3,
+        stored_bytes: 2,
+    }
+}
+
+const MANIFEST: ManifestId = ManifestId::from_bytes([1; 32]);
+
+#[tokio::test]
+async fn a_generation_comes_back_as_it_was_given() {
+    let (_dir, catalogue) = catalogue().await;
+    let volume = Uuid::new_v4();
+    let given = generation(volume, "h/p/v", 1);
+    assert_eq!(catalogue.next(volume).await.unwrap(), Next { number: 1, last_created_at_ms: 0 });
+    catalogue.add_generation(&given, MANIFEST, false).await.unwrap();
+    let found = catalogue.generation(volume, Selector::Latest).await.unwrap().unwrap();
+    assert_eq!((found.generation, found.revision), (given, 1));
+    assert_eq!(catalogue.next(volume).await.unwrap(), Next { number: 2, last_created_at_ms: 1000 });
+    assert_eq!(
+        catalogue.totals().await.unwrap(),
+        Totals { volumes: 1, generations: 1, mapped_bytes: 1 << 39 }
+    );
+}
+
+#[tokio::test]
+async fn a_number_is_given_once_even_after_deletion() {
+    let (_dir, catalogue) = catalogue().await;
+    let volume = Uuid::new_v4();
+    for number in 1..=3 {
+        catalogue.add_generation(&generation(volume, "h/p/v", number), MANIFEST, false).await.unwrap();
+    }
+    let again = catalogue.add_generation(&generation(volume, "h/p/v", 3), MANIFEST, false).await;
+    assert!(matches!(again, Err(CatalogueError::NumberTaken(3))));
+    assert!(catalogue.mark_deleted(&generation(volume, "h/p/v", 2), 9, MANIFEST).await.unwrap());
+    assert!(!catalogue.mark_deleted(&generation(volume, "h/p/v", 2), 9, MANIFEST).await.unwrap(), "twice");
+    assert!(!catalogue.mark_deleted(&generation(volume, "h/p/v", 3), 9, MANIFEST).await.unwrap(), "newest");
+    assert_eq!(catalogue.next(volume).await.unwrap().number, 4);
+    assert_eq!(catalogue.generation(volume, Selector::Number(2)).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_time_names_the_newest_generation_not_after_it() {
+    let (_dir, catalogue) = catalogue().await;
+    let volume = Uuid::new_v4();
+    for number in 1..=3 {
+        catalogue.add_generation(&generation(volume, "h/p/v", number), MANIFEST, false).await.unwrap();
+    }
+    for (time, expected) in [(999, None), (1000, Some(1)), (2999, Some(2)), (u64::MAX, Some(3))] {
+        let found = catalogue.generation(volume, Selector::AtOrBefore(time)).await.unwrap();
+        assert_eq!(found.map(|found| found.generation.number), expected, "{time}");
+    }
+}
+
+#[tokio::test]
+async fn a_name_has_one_owner_until_it_is_adopted() {
+    let (_dir, catalogue) = catalogue().await;
+    let (old, new) = (Uuid::new_v4(), Uuid::new_v4());
+    catalogue.add_generation(&generation(old, "h/p/v", 1), MANIFEST, false).await.unwrap();
+    assert!(matches!(
+        catalogue.check_name(new, "h/p/v", false).await,
+        Err(CatalogueError::NameTaken { owner, .. }) if owner == old
+    ));
+    let refused = catalogue.add_generation(&generation(new, "h/p/v", 1), MANIFEST, false).await;
+    assert!(matches!(refused, Err(CatalogueError::NameTaken { .. })));
+    assert_eq!(catalogue.volumes().await.unwrap().len(), 1, "a refused volume left a trace");
+    catalogue.add_generation(&generation(new, "h/p/v", 1), MANIFEST, true).await.unwrap();
+    assert_eq!(catalogue.volume("h/p/v").await.unwrap(), Some(new));
+    assert_eq!(catalogue.volume(&format!("h/p/v.{old}")).await.unwrap(), Some(old));
+    // And back again, while the new one keeps what it has.
+    catalogue.add_generation(&generation(old, "h/p/v", 2), MANIFEST, true).await.unwrap();
+    assert_eq!(catalogue.volume("h/p/v").await.unwrap(), Some(old));
+    assert_eq!(catalogue.volume(&format!("h/p/v.{new}")).await.unwrap(), Some(new));
+}
+
+#[tokio::test]
+async fn a_schema_of_the_future_is_refused() {
+    let (dir, catalogue) = catalogue().await;
+    sqlx::query(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+         VALUES (99990101000000, 'from the future', 1, x'00', 1)",
+    )
+    .execute(&catalogue.pool)
+    .await
+    .unwrap();
+    catalogue.close().await;
+    let error = Catalogue::open(&dir.path().join("catalogue.sqlite")).await.err();
+    assert!(matches!(error, Some(CatalogueError::Newer { version: 99990101000000, .. })), "{error:?}");
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_refused_and_not_cut() {
+    let (_dir, catalogue) = catalogue().await;
+    let volume = Uuid::new_v4();
+    let huge = v1::Generation { size_bytes: u64::MAX, ..generation(volume, "h/p/v", 1) };
+    let refused = catalogue.add_generation(&huge, MANIFEST, false).await;
+    assert!(matches!(refused, Err(CatalogueError::TooLarge(u64::MAX))));
+    assert!(catalogue.generation(volume, Selector::Number(u64::MAX)).await.is_err());
+    assert_eq!(catalogue.volumes().await.unwrap(), []);
+}

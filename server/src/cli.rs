@@ -1,0 +1,183 @@
+//! What a person types, reads and gets as exit code. Data goes to stdout, all else to stderr.
+
+mod arguments;
+mod output;
+
+use std::{net::SocketAddr, path::Path, process::ExitCode, sync::Arc};
+
+use clap::Parser as _;
+use thinbak_proto::{Failed, FailureKind, v1};
+use thinbak_server::{InitOptions, Repository, routes, serve};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tonic::{Request, service::Routes};
+use tracing_subscriber::EnvFilter;
+use v1::{repository_client::RepositoryClient, verify_event::Event};
+
+use arguments::{Arguments, Command};
+use output::Output;
+
+/// Damage was found.
+const DAMAGED: u8 = 4;
+
+/// Runs the command.
+pub(super) fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let output = Output { json: arguments.command.json() };
+    start_log(arguments.verbose, arguments.quiet);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let outcome = match runtime {
+        Ok(runtime) => runtime.block_on(run(arguments.command, &output)),
+        Err(error) => Err(Failed::new(FailureKind::Failed, format!("cannot start the runtime: {error}"))),
+    };
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(failed) => {
+            output.failed(&failed);
+            ExitCode::from(failed.exit_code())
+        }
+    }
+}
+
+/// `RUST_LOG` goes before the flags.
+fn start_log(verbose: u8, quiet: bool) {
+    let level = match (quiet, verbose) {
+        (true, _) => "error",
+        (false, 0) => "info",
+        (false, 1) => "debug",
+        (false, _) => "trace",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+async fn run(command: Command, output: &Output) -> Result<u8, Failed> {
+    match command {
+        Command::Init { repo, chunk_size, json: _ } => {
+            let uuid = Repository::init(&repo, InitOptions { chunk_bytes: chunk_size }).await?;
+            output.initialised(&repo, uuid, chunk_size);
+            Ok(0)
+        }
+        Command::Run { repo, listen } => serve_repository(&repo, listen, output).await,
+        Command::Stats { repo, json: _ } => {
+            let stats = |mut client: RepositoryClient<Routes>| async move {
+                Ok(client.stats(v1::StatsRequest {}).await?.into_inner())
+            };
+            output.stats(&with_repository(&repo, stats).await?);
+            Ok(0)
+        }
+        Command::Verify { repo, volume, sample, json: _ } => {
+            let request = verify_request(volume.as_deref(), sample)?;
+            with_repository(&repo, |client| verify(client, request, output)).await
+        }
+    }
+}
+
+/// Calls the services of a repository that is opened in this process.
+async fn with_repository<T, F>(
+    dir: &Path,
+    call: impl FnOnce(RepositoryClient<Routes>) -> F,
+) -> Result<T, Failed>
+where
+    F: Future<Output = Result<T, Failed>>,
+{
+    let repository = Repository::open(dir).await?;
+    let outcome = call(RepositoryClient::new(routes(Arc::clone(&repository)))).await;
+    repository.close().await;
+    outcome
+}
+
+async fn serve_repository(dir: &Path, listen: SocketAddr, output: &Output) -> Result<u8, Failed> {
+    let failed = |error| Failed::new(FailureKind::Failed, format!("cannot listen on {listen}: {error}"));
+    if !listen.ip().is_loopback() {
+        return Err(thinbak_server::ServeError::NotLoopback(listen).into());
+    }
+    // Both before anything is opened: a signal from here on ends in an orderly stop.
+    let handler = |kind| {
+        signal(kind)
+            .map_err(|error| Failed::new(FailureKind::Failed, format!("cannot handle signals: {error}")))
+    };
+    let (mut terminate, mut interrupt) =
+        (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
+    let repository = Repository::open(dir).await?;
+    let listener = TcpListener::bind(listen).await.map_err(failed)?;
+    output.listening(listener.local_addr().map_err(failed)?);
+    let shutdown = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+    };
+    let served = serve(Arc::clone(&repository), listener, shutdown).await;
+    repository.close().await;
+    served?;
+    Ok(0)
+}
+
+/// VOLUME or VOLUME:GEN, where GEN is a number or `latest`.
+fn verify_request(volume: Option<&str>, sample: f64) -> Result<v1::VerifyRequest, Failed> {
+    use v1::generation_selector::Which;
+    let Some(text) = volume else { return Ok(v1::VerifyRequest { volume: None, selector: None, sample }) };
+    let last_part = text.rfind('/').map_or(0, |slash| slash + 1);
+    let colon = text.get(last_part..).and_then(|part| part.find(':')).map(|colon| last_part + colon);
+    let (name, generation) = match colon.and_then(|colon| Some((text.get(..colon)?, text.get(colon + 1..)?)))
+    {
+        Some((name, generation)) => (name, Some(generation)),
+        None => (text, None),
+    };
+    let which = match generation {
+        None => None,
+        Some("latest") => Some(Which::Latest(true)),
+        Some(number) => Some(Which::Number(number.parse().map_err(|_| {
+            Failed::new(
+                FailureKind::Usage,
+                format!("{number:?} is neither a generation's number nor `latest`"),
+            )
+        })?)),
+    };
+    let selector = which.map(|which| v1::GenerationSelector { which: Some(which) });
+    let volume = v1::VolumeName { name: name.into(), host: String::new() };
+    Ok(v1::VerifyRequest { volume: Some(volume), selector, sample })
+}
+
+async fn verify(
+    mut client: RepositoryClient<Routes>,
+    request: v1::VerifyRequest,
+    output: &Output,
+) -> Result<u8, Failed> {
+    let mut events = client.verify(Request::new(request)).await?.into_inner();
+    let mut damaged = 0;
+    while let Some(event) = events.message().await? {
+        match event.event {
+            Some(Event::Progress(progress)) => output.progress(progress),
+            Some(Event::Damage(damage)) => output.damage(&damage),
+            Some(Event::Summary(summary)) => {
+                damaged = summary.damaged;
+                output.verified(&summary);
+            }
+            None => {}
+        }
+    }
+    Ok(if damaged == 0 { 0 } else { DAMAGED })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_generation_follows_the_first_colon_after_the_last_slash() {
+        use v1::generation_selector::Which;
+        let parsed = |text| {
+            let request = verify_request(Some(text), 0.0).unwrap();
+            (request.volume.unwrap().name, request.selector.and_then(|selector| selector.which))
+        };
+        assert_eq!(parsed("h:1/p/v"), ("h:1/p/v".into(), None));
+        assert_eq!(parsed("h:1/p/v:12"), ("h:1/p/v".into(), Some(Which::Number(12))));
+        assert_eq!(parsed("v:latest"), ("v".into(), Some(Which::Latest(true))));
+        assert_eq!(verify_request(Some("h/p/v:soon"), 0.0).unwrap_err().exit_code(), 2);
+    }
+}

@@ -1,0 +1,121 @@
+//! The grammar.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Parser, Subcommand};
+
+/// The thinbak backup server: keeps generations of thin volumes, each chunk of content once.
+#[derive(Debug, Parser)]
+#[command(name = "thinbak-server", version)]
+pub(super) struct Arguments {
+    /// Log more (-vv: still more)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(super) verbose: u8,
+    /// Log errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(super) quiet: bool,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Make a repository in a new or empty directory
+    Init {
+        /// Directory of the repository
+        #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
+        repo: PathBuf,
+        /// Bytes of a chunk: a power of two from 4K to 1M, fixed for ever
+        #[arg(long, default_value = "64K", value_parser = parse_size, value_name = "SIZE")]
+        chunk_size: u32,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Serve a repository until SIGTERM or SIGINT
+    Run {
+        /// Directory of the repository
+        #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
+        repo: PathBuf,
+        /// Address of the loopback to listen on; port 0 takes a free one
+        #[arg(long, env = "THINBAK_LISTEN", default_value = "127.0.0.1:7440", value_name = "ADDR")]
+        listen: SocketAddr,
+    },
+    /// Show what a repository holds
+    Stats {
+        /// Directory of the repository
+        #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
+        repo: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read back everything, or a volume or generation, and recompute every id
+    Verify {
+        /// Directory of the repository
+        #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
+        repo: PathBuf,
+        /// HOST/POOL/VOLUME, or with :NUMBER or :latest one generation of it
+        #[arg(value_name = "VOLUME[:GEN]")]
+        volume: Option<String>,
+        /// Share of the chunks to read back, chosen at random
+        #[arg(long, default_value = "100%", value_parser = parse_share, value_name = "PERCENT")]
+        sample: f64,
+        /// Print a JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl Command {
+    /// Whether the output is for a program.
+    pub(super) fn json(&self) -> bool {
+        match self {
+            Self::Init { json, .. } | Self::Stats { json, .. } | Self::Verify { json, .. } => *json,
+            Self::Run { .. } => false,
+        }
+    }
+}
+
+/// Bytes, or with K or M that many KiB or MiB.
+fn parse_size(text: &str) -> Result<u32, String> {
+    let (digits, unit) = match text.strip_suffix(['K', 'k']) {
+        Some(digits) => (digits, 1 << 10),
+        None => text.strip_suffix(['M', 'm']).map_or((text, 1), |digits| (digits, 1 << 20)),
+    };
+    let number: u32 = digits.parse().map_err(|_| format!("{text:?} is no size like 64K or 1M"))?;
+    number.checked_mul(unit).ok_or_else(|| format!("{text:?} is too large"))
+}
+
+/// A share from `5%` or `0.05`.
+fn parse_share(text: &str) -> Result<f64, String> {
+    let share = match text.strip_suffix('%') {
+        Some(percent) => percent.parse::<f64>().map(|percent| percent / 100.0),
+        None => text.parse(),
+    };
+    share.ok().filter(|share| *share > 0.0 && *share <= 1.0).ok_or_else(|| {
+        format!("{text:?} is no share like 5% or 0.05: more than nothing and at most 100% is needed")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_shares_are_read_as_people_write_them() {
+        assert_eq!(parse_size("64K"), Ok(65536));
+        assert_eq!(parse_size("1M"), Ok(1 << 20));
+        assert_eq!(parse_size("4096"), Ok(4096));
+        assert!(parse_size("4096M").is_err() && parse_size("K").is_err() && parse_size("-4K").is_err());
+        assert_eq!(parse_share("5%"), Ok(0.05));
+        assert_eq!(parse_share("1"), Ok(1.0));
+        assert!(parse_share("0").is_err() && parse_share("101%").is_err() && parse_share("NaN").is_err());
+    }
+
+    #[test]
+    fn the_grammar_is_sound() {
+        use clap::CommandFactory as _;
+        Arguments::command().debug_assert();
+    }
+}
