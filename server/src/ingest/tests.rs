@@ -1,1 +1,6 @@
+//! The whole life of a volume, through the services.
 
+mod client;
+mod life;
+mod refusals;
+mod survival;

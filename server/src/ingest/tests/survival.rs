@@ -1,0 +1,149 @@
+//! Streams that are cut, processes that die, disks that rot.
+
+use std::fs;
+
+use thinbak_proto::{MapEntry, v1};
+use uuid::Uuid;
+
+use super::client::{CHUNK, Place, after, full, full_chunk, id, latest, named, new, present, zero};
+
+/// Changes a byte wherever a pack holds `needle`; whether it was found.
+fn spoil(place: &Place, needle: &[u8]) -> bool {
+    let mut spoilt = false;
+    let mut folders = vec![place.dir.path().join("packs")];
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let mut bytes = fs::read(&path).unwrap();
+            if let Some(at) = bytes.windows(needle.len()).position(|window| window == needle) {
+                bytes[at] ^= 0xff;
+                fs::write(&path, bytes).unwrap();
+                spoilt = true;
+            }
+        }
+    }
+    spoilt
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_before_the_stream_was_cut_is_not_sent_again() {
+    let place = Place::new().await;
+    let begin = full(Uuid::new_v4(), "h/p/v", 10 * CHUNK);
+    let mut cut = place.begin(begin.clone()).await.unwrap();
+    let ack = cut.batch(vec![new(0, 1), new(1, 2)]).await.unwrap();
+    assert_eq!(ack.batches, 1);
+    drop(cut);
+    let volumes =
+        place.generations().list_volumes(v1::ListVolumesRequest {}).await.unwrap().into_inner().volumes;
+    assert_eq!(volumes, [], "nothing is visible");
+
+    let mut again = place.begin(begin).await.unwrap();
+    assert_eq!(again.missing(vec![id(1), id(2), id(3)]).await.unwrap(), [false, false, true]);
+    let ack = again.batch(vec![present(0, 1), present(1, 2), new(2, 3)]).await.unwrap();
+    assert_eq!(ack.batches, 1);
+    let generation = again.commit().await.unwrap();
+    assert_eq!((generation.number, generation.new_bytes, generation.mapped_bytes), (1, CHUNK, 3 * CHUNK));
+}
+
+#[tokio::test]
+async fn acknowledgements_come_in_order_and_count_what_was_sent() {
+    use super::client::Backup;
+    use v1::{backup_request::Message as Asked, backup_response::Message as Answer};
+    let place = Place::new().await;
+    let mut backup: Backup = place.begin(full(Uuid::new_v4(), "h/p/v", 64 * CHUNK)).await.unwrap();
+    for batch in 0..8 {
+        let items = (0..8).map(|at| new(batch * 8 + at, batch * 8 + at)).collect();
+        backup.ask(Asked::Batch(v1::BackupBatch { items })).await;
+    }
+    let mut sent = 0;
+    for expected in 1..=8 {
+        let Some(Answer::Ack(ack)) = backup.answer().await.unwrap() else { panic!("no acknowledgement") };
+        assert_eq!(ack.batches, expected);
+        assert!(ack.stored_bytes > sent);
+        sent = ack.stored_bytes;
+    }
+    assert_eq!(backup.commit().await.unwrap().new_bytes, 64 * CHUNK);
+}
+
+#[tokio::test]
+async fn a_killed_server_has_the_committed_generations_and_what_was_acknowledged() {
+    let place = Place::new().await;
+    let volume = Uuid::new_v4();
+    let first = place.back_up(full(volume, "h/p/v", 200 * CHUNK), vec![new(0, 1), zero(5, 9)]).await.unwrap();
+    let mut open = place.begin(after(&first, 200 * CHUNK)).await.unwrap();
+    open.batch(vec![new(0, 2)]).await.unwrap();
+    let place = place.reopen().await;
+    drop(open);
+    let request = v1::GetGenerationRequest { volume: named("p/v"), selector: latest() };
+    let found = place.generations().get_generation(request).await.unwrap().into_inner();
+    assert_eq!(found, first);
+    assert_eq!(place.restore(&first).await.unwrap()[0], full_chunk(1));
+    let mut again = place.begin(after(&first, 200 * CHUNK)).await.unwrap();
+    assert_eq!(again.missing(vec![id(2)]).await.unwrap(), [false]);
+    again.batch(vec![present(0, 2)]).await.unwrap();
+    let second = again.commit().await.unwrap();
+    assert_eq!((second.number, second.new_bytes), (2, 0));
+    assert_eq!(place.verify(0.0).await.1.damaged, 0);
+}
+
+#[tokio::test]
+async fn a_rotten_chunk_is_reported_where_it_lies_and_the_rest_is_read() {
+    let place = Place::new().await;
+    let items = vec![new(0, 1), new(4, 2), new(8, 3)];
+    let first = place.back_up(full(Uuid::new_v4(), "h/p/v", 10 * CHUNK), items).await.unwrap();
+    place.back_up(after(&first, 10 * CHUNK), vec![new(9, 4)]).await.unwrap();
+    assert!(spoil(&place, &super::client::content(2, CHUNK as usize)[..64]));
+    let (damage, summary) = place.verify(0.0).await;
+    let found: Vec<_> = damage
+        .iter()
+        .map(|one| (one.volume_name.as_str(), one.generation, one.offset_bytes, one.length_bytes))
+        .collect();
+    assert_eq!(found, [("h/p/v", 1, 4 * CHUNK, CHUNK)]);
+    assert_eq!((summary.damaged, summary.chunks_checked, summary.generations), (1, 4, 2));
+    assert_eq!(place.restore(&first).await.unwrap_err().exit_code(), 4);
+}
+
+#[tokio::test]
+async fn a_rotten_map_node_is_reported_with_its_range() {
+    let place = Place::new().await;
+    let items = vec![new(0, 1), new(130, 2), new(299, 3)];
+    let first = place.back_up(full(Uuid::new_v4(), "h/p/v", 300 * CHUNK), items).await.unwrap();
+    // The second leaf: the one that names chunk 130.
+    let root = crate::map_tree::NodeSource::load(
+        &place.repository.store,
+        thinbak_proto::NodeId::try_from(first.root.as_ref()).unwrap(),
+    );
+    let leaf = match root.await.unwrap().slots()[1] {
+        MapEntry::Id(id) => id,
+        other => panic!("{other:?}"),
+    };
+    let stored = place.repository.store.get(leaf).await.unwrap().unwrap().stored;
+    assert!(spoil(&place, &stored));
+    let (damage, summary) = place.verify(0.0).await;
+    let found: Vec<_> = damage.iter().map(|one| (one.offset_bytes, one.length_bytes)).collect();
+    assert_eq!(found, [(128 * CHUNK, 128 * CHUNK)]);
+    assert_eq!((summary.chunks_checked, summary.map_nodes_checked), (2, 3));
+}
+
+#[tokio::test]
+async fn a_sample_reads_a_share_and_says_what_it_left_out() {
+    let place = Place::new().await;
+    let items = (0..200).map(|at| new(at, at)).collect();
+    place.back_up(full(Uuid::new_v4(), "h/p/v", 200 * CHUNK), items).await.unwrap();
+    let (_, summary) = place.verify(0.5).await;
+    assert_eq!(summary.chunks_checked + summary.chunks_skipped, 200);
+    // Outside of this range once in 10^15 runs.
+    assert!((43..=157).contains(&summary.chunks_checked), "{}", summary.chunks_checked);
+}
+
+#[tokio::test]
+async fn a_session_ends_when_the_server_stops() {
+    let place = Place::new().await;
+    let begin = full(Uuid::new_v4(), "h/p/v", CHUNK);
+    let mut running = place.begin(begin).await.unwrap();
+    place.repository.close().await;
+    assert_eq!(running.answer().await.unwrap_err().exit_code(), 11);
+}
