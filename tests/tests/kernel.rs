@@ -1,0 +1,52 @@
+//! The engine and the kernel's own thin-pool target, in a guest (see `tests/vm`), take turns on one pool.
+//!
+//! Each side finds the other's pool as a naive model says (contents, mapped blocks, status line, held metadata
+//! snapshot), changes it, and the checkers of both have nothing to say.
+
+#[path = "kernel/file_system.rs"]
+mod file_system;
+#[path = "kernel/guest.rs"]
+mod guest;
+#[path = "kernel/lab.rs"]
+mod lab;
+#[path = "kernel/model.rs"]
+mod model;
+
+use anyhow::Result;
+
+use crate::{guest::Guest, lab::Lab};
+
+const KIB: u64 = 1024;
+
+/// The engine's pool goes to the kernel and back, and once more.
+fn engine_first(block_bytes: u64, device_bytes: u64) -> Result<()> {
+    let Some(guest) = Guest::find()? else { return Ok(()) };
+    let mut lab = Lab::new(guest, block_bytes, device_bytes)?;
+    lab.engine_formats()?;
+    lab.engine_turn()?;
+    lab.kernel_turn()?;
+    lab.engine_turn()?;
+    lab.kernel_turn()
+}
+
+/// The mapping trees have several leaves.
+#[test]
+fn the_kernel_takes_a_pool_that_the_engine_wrote_and_gives_it_back() -> Result<()> {
+    engine_first(64 * KIB, 20 * 1024 * KIB)
+}
+
+/// The last block of a device is partial.
+#[test]
+fn the_kernel_takes_a_pool_of_192_kib_blocks_and_gives_it_back() -> Result<()> {
+    engine_first(192 * KIB, 10 * 1024 * KIB)
+}
+
+#[test]
+fn the_engine_takes_a_pool_that_the_kernel_made_and_gives_it_back() -> Result<()> {
+    let Some(guest) = Guest::find()? else { return Ok(()) };
+    let mut lab = Lab::new(guest, 64 * KIB, 17 * 1024 * KIB + 4 * KIB)?;
+    lab.kernel_turn()?;
+    lab.engine_turn()?;
+    lab.kernel_turn()?;
+    lab.engine_turn()
+}
