@@ -260,7 +260,10 @@ impl Pool {
         let flushed = self.flush_data();
         let (freed, committed) = {
             let mut state = self.state.write();
-            let committed = flushed.and_then(|()| self.commit_locked(&mut state));
+            let committed = match flushed {
+                Ok(()) => self.commit_locked(&mut state),
+                Err(error) => Err(state.data_lost(error)),
+            };
             (std::mem::take(&mut state.committed_discards), committed)
         };
         self.pass_down(freed);
@@ -286,11 +289,7 @@ impl Pool {
     /// A commit with both locks held. What it frees is left in `committed_discards`.
     fn commit_locked(&self, state: &mut State) -> Result<()> {
         if let Err(error) = self.flush_data() {
-            // The data that new mappings name may be gone, and a second flush would not tell.
-            if state.metadata.is_changed() {
-                state.abort();
-            }
-            return Err(error);
+            return Err(state.data_lost(error));
         }
         state.check_usable()?;
         if state.lost {
@@ -446,11 +445,11 @@ impl State {
 
     /// Whether metadata blocks can be taken without touching the reserve.
     fn check_room(&self) -> Result<()> {
-        if self.metadata.metadata_free() > 0 {
+        if self.metadata.has_room() {
             return Ok(());
         }
         let total = self.metadata.metadata_blocks();
-        Err(PoolError::NoSpaceMetadata { used: total, total })
+        Err(PoolError::NoSpaceMetadata { used: total - self.metadata.metadata_free(), total })
     }
 
     /// Changes the metadata; a failure gives the open transaction up.
@@ -463,6 +462,14 @@ impl State {
             self.abort();
             error.into()
         })
+    }
+
+    /// After a failed flush of the data: those that new mappings name may be gone, and a second flush would not tell.
+    fn data_lost(&mut self, error: PoolError) -> PoolError {
+        if self.metadata.is_changed() {
+            self.abort();
+        }
+        error
     }
 
     /// Back to the last commit, read-only, as the kernel does.

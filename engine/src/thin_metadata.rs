@@ -37,6 +37,9 @@ const OPEN_DEVICES: usize = 1024;
 /// The kernel hides a tenth of the metadata, up to this many blocks, from what is free.
 const MAX_RESERVE: u64 = 4096;
 
+/// Blocks that must be free for a change to begin: what one batch of mappings and a commit take in a small pool.
+const CHANGE_BLOCKS: u64 = 64;
+
 /// A device whose root or details may differ from the trees.
 #[derive(Clone, Copy, Debug)]
 struct OpenDevice {
@@ -181,6 +184,13 @@ impl ThinMetadata {
     pub(crate) fn metadata_free(&self) -> u64 {
         let reserve = MAX_RESERVE.min(self.store.nr_blocks() / 10);
         self.store.nr_free().saturating_sub(reserve)
+    }
+
+    /// Whether a change that adds something may begin: it and the commit after it must find the blocks they need, and so must
+    /// a deletion that makes room again.
+    pub(crate) fn has_room(&self) -> bool {
+        let needed = CHANGE_BLOCKS.min(self.store.nr_blocks() / 2);
+        self.metadata_free() > 0 && self.store.nr_free() > needed
     }
 }
 

@@ -43,7 +43,7 @@ impl MemoryDevice {
         Self { pages: RwLock::new(self.pages.read().clone()) }
     }
 
-    /// Whether nothing has been written in any page of the range (or all of them were discarded).
+    /// Whether nothing but zeroes has been written in any page of the range (or all of them were discarded).
     #[must_use]
     pub fn is_hole(&self, offset: u64, len: u64) -> bool {
         let pages = self.pages.read();
@@ -101,6 +101,10 @@ impl BlockDevice for MemoryDevice {
         for (page, within, take) in pieces(offset, buf.len() as u64) {
             let (piece, tail) = rest.split_at(take.min(rest.len()));
             rest = tail;
+            // Zeroes need no page of their own.
+            if !pages.pages.contains_key(&page) && piece.iter().all(|&byte| byte == 0) {
+                continue;
+            }
             let bytes = pages.pages.entry(page).or_insert_with(|| vec![0; 4096]);
             if let Some(target) = bytes.get_mut(within..within + take) {
                 target.copy_from_slice(piece);

@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, HashSet};
 use rand::Rng;
 use rand::rngs::StdRng;
 
-use super::{BLOCK, Devices, id, seeded, thin_check};
+use super::{BLOCK, Devices, id, seeded};
 use crate::{Pool, PoolError};
 
 /// What a device holds: a byte for each written block.
@@ -115,7 +115,8 @@ impl Run {
                 self.note_commit();
             }
             90..=91 => {
-                let (old, new) = (self.now.transaction_id, rng.random());
+                let (old, new) =
+                    (self.now.transaction_id, self.now.transaction_id + rng.random_range(1..1 << 40));
                 self.pool.set_transaction_id(old, new).unwrap();
                 self.now.transaction_id = new;
             }
@@ -156,7 +157,7 @@ impl Run {
         }
         self.now.held = !self.now.held;
         self.note_commit();
-        thin_check(&self.devices.metadata);
+        self.devices.check();
     }
 
     /// The process dies. What the pool committed by itself is allowed to be there.
@@ -171,7 +172,7 @@ impl Run {
             self.note_commit();
         }
         self.pool = self.devices.open();
-        thin_check(&self.devices.metadata);
+        self.devices.check();
         self.now = self.committed.clone();
         // In-place writes that no commit followed are there all the same: only mappings are rolled back.
         for (device, contents) in &mut self.now.devices {
@@ -209,13 +210,13 @@ fn a_random_life_of_a_pool_is_that_of_the_model() {
         if step % 100 == 0 {
             run.pool.commit().unwrap();
             run.note_commit();
-            thin_check(&run.devices.metadata);
+            run.devices.check();
         }
     }
     run.verify(&mut rng);
     run.verify_everything();
     run.pool.commit().unwrap();
-    thin_check(&run.devices.metadata);
+    run.devices.check();
     if run.now.held {
         run.pool.release_metadata_snap().unwrap();
     }
@@ -223,6 +224,6 @@ fn a_random_life_of_a_pool_is_that_of_the_model() {
         run.pool.delete(id(*device)).unwrap();
     }
     run.pool.commit().unwrap();
-    thin_check(&run.devices.metadata);
+    run.devices.check();
     assert_eq!(run.pool.status().data_used, 0);
 }
