@@ -35,12 +35,11 @@ use std::io;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-pub(crate) use self::log::{FileLog, JOURNAL, JOURNAL_NEW, Log, sync_directory};
+pub(crate) use self::log::{FileLog, JOURNAL, JOURNAL_NEW, Log, ReplaceError, sync_directory};
 pub use self::point::{Base, Point};
 pub(crate) use self::state::{Change, Entry, HeldSnapshot, Role, State};
 
 use self::line::Next;
-use self::log::ReplaceError;
 use self::state::StoredState;
 use crate::format::DeviceId;
 use crate::pool::{Operation, PoolError};
@@ -324,7 +323,8 @@ impl Registry {
     /// Makes a change that touches the pool, as the module's text says. Nobody else may change the transaction id of
     /// the pool meanwhile. After an error nothing is changed, unless it is undecided.
     pub(crate) fn transact(&mut self, pool: &impl Devices, plan: Plan) -> Result<(), TransactError> {
-        let refused = |source| TransactError::Pool { attempt: "the pool's devices could not be changed", source };
+        let refused =
+            |source| TransactError::Pool { attempt: "the pool's devices could not be changed", source };
         let expected = self.state.transaction_id;
         let found = pool.transaction_id();
         let next = expected.checked_add(1).filter(|_| found == expected);

@@ -130,13 +130,7 @@ pub(crate) struct State {
 impl State {
     /// That of a pool without devices.
     pub(crate) fn new(transaction_id: u64) -> Self {
-        Self {
-            transaction_id,
-            next_device: 0,
-            devices: BTreeMap::new(),
-            bases: BTreeMap::new(),
-            msnap: None,
-        }
+        Self { transaction_id, next_device: 0, devices: BTreeMap::new(), bases: BTreeMap::new(), msnap: None }
     }
 
     /// Applies changes in their order.
