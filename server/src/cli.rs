@@ -3,7 +3,7 @@
 mod arguments;
 mod output;
 
-use std::{net::SocketAddr, path::Path, process::ExitCode, sync::Arc};
+use std::{io::IsTerminal as _, net::SocketAddr, path::Path, process::ExitCode, sync::Arc};
 
 use clap::Parser as _;
 use thinbak_proto::{Failed, FailureKind, v1};
@@ -26,7 +26,7 @@ const DAMAGED: u8 = 4;
 pub(super) fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let output = Output { json: arguments.command.json() };
-    start_log(arguments.verbose, arguments.quiet);
+    start_log(&arguments.command, arguments.verbose, arguments.quiet);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let outcome = match runtime {
         Ok(runtime) => runtime.block_on(run(arguments.command, &output)),
@@ -41,16 +41,18 @@ pub(super) fn main() -> ExitCode {
     }
 }
 
-/// `RUST_LOG` goes before the flags.
-fn start_log(verbose: u8, quiet: bool) {
-    let level = match (quiet, verbose) {
-        (true, _) => "error",
-        (false, 0) => "info",
-        (false, 1) => "debug",
-        (false, _) => "trace",
+/// `RUST_LOG` goes before the flags. What the libraries say is for those who ask for more.
+fn start_log(command: &Command, verbose: u8, quiet: bool) {
+    let level = match (quiet, verbose, command) {
+        (true, ..) => "error",
+        (false, 0, Command::Run { .. }) => "warn,thinbak_server=info",
+        (false, 0, _) => "warn",
+        (false, 1, _) => "info,thinbak_server=debug",
+        (false, ..) => "debug",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    log.with_ansi(std::io::stderr().is_terminal()).init();
 }
 
 async fn run(command: Command, output: &Output) -> Result<u8, Failed> {

@@ -1,6 +1,8 @@
 //! The gRPC services over a repository, in this process or over TCP.
 
 mod generations;
+#[cfg(test)]
+mod tests;
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 

@@ -71,7 +71,7 @@ impl Output {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
         for (name, value, bytes) in rows {
-            let name = name.trim_end_matches("_bytes").replace('_', " ");
+            let name = name.replace('_', " ");
             table.add_row([name, if bytes { size(value) } else { value.to_string() }]);
         }
         if let Some(column) = table.column_mut(1) {
