@@ -8,28 +8,34 @@ use super::*;
 
 /// Nodes in memory; counts what is read.
 #[derive(Clone, Default)]
-struct Nodes(Arc<Mutex<(HashMap<NodeId, Vec<u8>>, usize)>>);
+struct Nodes(Arc<Mutex<Memory>>);
+
+#[derive(Default)]
+struct Memory {
+    nodes: HashMap<NodeId, Vec<u8>>,
+    reads: usize,
+}
 
 impl NodeSource for Nodes {
     async fn load(&self, id: NodeId) -> Result<MapNode, NodeError> {
-        let mut nodes = self.0.lock();
-        nodes.1 += 1;
-        let encoded = nodes.0.get(&id).ok_or(NodeError::Missing(id))?;
+        let mut memory = self.0.lock();
+        memory.reads += 1;
+        let encoded = memory.nodes.get(&id).ok_or(NodeError::Missing(id))?;
         MapNode::decode(encoded).map_err(|source| NodeError::Invalid { id, source })
     }
 }
 
 impl Nodes {
     fn keep(&self, fresh: Vec<FreshNode>) {
-        self.0.lock().0.extend(fresh.into_iter().map(|node| (node.id, node.encoded)));
+        self.0.lock().nodes.extend(fresh.into_iter().map(|node| (node.id, node.encoded)));
     }
 
     fn reads(&self) -> usize {
-        std::mem::take(&mut self.0.lock().1)
+        std::mem::take(&mut self.0.lock().reads)
     }
 
     fn count(&self) -> usize {
-        self.0.lock().0.len()
+        self.0.lock().nodes.len()
     }
 }
 
@@ -259,7 +265,7 @@ fn a_missing_or_misplaced_node_is_an_error_and_the_walk_goes_on_behind_it() {
     let tree = edit(&nodes, None, 400, &content);
     let root = now(nodes.load(tree.root)).unwrap();
     let second = root.slots()[1].node().unwrap();
-    let leaf = nodes.0.lock().0.remove(&second).unwrap();
+    let leaf = nodes.0.lock().nodes.remove(&second).unwrap();
     let mut walk = TreeDiff::new(nodes.clone(), None, tree);
     let mut seen = Vec::new();
     let mut broken = Vec::new();
@@ -272,7 +278,7 @@ fn a_missing_or_misplaced_node_is_an_error_and_the_walk_goes_on_behind_it() {
     assert_eq!(broken, [(128, 128)]);
     assert_eq!(seen, (0..128).chain(256..400).collect::<Vec<_>>());
     assert!(now(Editor::new(nodes.clone(), Some(Tree { chunks: 100, ..tree }), 400)).is_err());
-    nodes.0.lock().0.insert(second, leaf);
+    nodes.0.lock().nodes.insert(second, leaf);
     assert!(
         now(TreeDiff::new(nodes.clone(), None, Tree { root: second, chunks: 400 }).next()).unwrap().is_err()
     );
