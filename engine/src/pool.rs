@@ -23,6 +23,7 @@
 mod error;
 mod io;
 mod message;
+mod state;
 mod status;
 mod traffic;
 mod write;
@@ -34,7 +35,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::block_device::BlockDevice;
 use crate::format::{
-    BLOCK_BYTES, BlockSize, DeviceId, DeviceInfo, MAX_TIME, MetadataBlock, MetadataError, RawBlock,
+    BLOCK_BYTES, BlockSize, DeviceId, DeviceInfo, MetadataBlock, RawBlock,
     Superblock,
 };
 use crate::thin_metadata::ThinMetadata;
@@ -43,6 +44,7 @@ pub use self::error::PoolError;
 pub use self::io::MappedRun;
 pub use self::message::Operation;
 pub use self::status::{PoolMode, PoolStatus};
+use self::state::{Health, State};
 use self::traffic::{Purpose, Traffic};
 
 type Result<T> = std::result::Result<T, PoolError>;
@@ -55,29 +57,6 @@ const MAX_DATA_BLOCKS: u64 = 1 << 40;
 const LARGE_TRANSACTION_BLOCKS: usize = 4096;
 /// Ranges of freed blocks remembered to be discarded after the next commit; further ones are not passed down.
 const PENDING_DISCARDS: usize = 1 << 16;
-
-/// How the metadata may be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Health {
-    Writable,
-    /// A transaction was given up, or the metadata were opened in need of a check.
-    ReadOnly,
-    /// The last commit could not be read again.
-    Failed,
-}
-
-struct State {
-    metadata: ThinMetadata,
-    health: Health,
-    /// An allocation found nothing, and no commit has freed anything since.
-    out_of_data: bool,
-    /// Blocks freed in the open transaction whose space is to be given back once that is committed. They are held.
-    discards: Vec<(u64, u64)>,
-    /// Those of the last commits, until their space has been given back. They are held still.
-    committed_discards: Vec<(u64, u64)>,
-    /// A transaction was given up: what it held was never made durable, and no commit may say so.
-    lost: bool,
-}
 
 /// A thin pool. All methods take `&self` and may be called from many threads.
 ///
@@ -428,107 +407,6 @@ impl Pool {
 /// Whole blocks of a data device that a mapping can name.
 fn data_blocks(bytes: u64, block_size: BlockSize) -> u64 {
     (bytes / block_size.bytes()).min(MAX_DATA_BLOCKS)
-}
-
-impl State {
-    fn check_usable(&self) -> Result<()> {
-        if self.health == Health::Failed { Err(PoolError::Failed) } else { Ok(()) }
-    }
-
-    fn check_writable(&self) -> Result<()> {
-        self.check_usable()?;
-        if self.health == Health::ReadOnly {
-            return Err(PoolError::ReadOnlyMode { needs_check: self.metadata.superblock().needs_check });
-        }
-        Ok(())
-    }
-
-    /// Whether metadata blocks can be taken without touching the reserve.
-    fn check_room(&self) -> Result<()> {
-        if self.metadata.has_room() {
-            return Ok(());
-        }
-        let total = self.metadata.metadata_blocks();
-        Err(PoolError::NoSpaceMetadata { used: total - self.metadata.metadata_free(), total })
-    }
-
-    /// Changes the metadata; a failure gives the open transaction up.
-    fn guarded<T>(
-        &mut self,
-        change: impl FnOnce(&mut ThinMetadata) -> std::result::Result<T, MetadataError>,
-    ) -> Result<T> {
-        change(&mut self.metadata).map_err(|error| {
-            tracing::error!(%error, "the open transaction is given up");
-            self.abort();
-            error.into()
-        })
-    }
-
-    /// After a failed flush of the data: those that new mappings name may be gone, and a second flush would not tell.
-    fn data_lost(&mut self, error: PoolError) -> PoolError {
-        if self.metadata.is_changed() {
-            self.abort();
-        }
-        error
-    }
-
-    /// Back to the last commit, read-only, as the kernel does.
-    fn abort(&mut self) {
-        self.health = Health::ReadOnly;
-        self.lost = true;
-        let (_, data) = self.metadata.data_mut();
-        self.discards.drain(..).for_each(|(begin, end)| data.release(begin, end));
-        if let Err(error) = self.metadata.roll_back() {
-            tracing::error!(%error, "the last commit cannot be read");
-            self.health = Health::Failed;
-        } else if let Err(error) = self.metadata.set_needs_check() {
-            tracing::error!(%error, "the need of a check cannot be recorded");
-        }
-    }
-
-    /// Undoes what the open transaction holds; the commit before it was made under the same lock.
-    fn take_back(&mut self) {
-        if self.health == Health::Writable && self.metadata.roll_back().is_err() {
-            self.health = Health::Failed;
-        }
-    }
-
-    fn run(&mut self, operation: Operation) -> Result<()> {
-        match operation {
-            Operation::CreateThin(id) => {
-                self.check_absent(id)?;
-                self.guarded(|metadata| metadata.create_thin(id))
-            }
-            Operation::CreateSnap { new, origin } => {
-                self.check_absent(new)?;
-                self.check_present(origin)?;
-                if self.metadata.superblock().time >= MAX_TIME {
-                    return Err(PoolError::TimeExhausted);
-                }
-                self.guarded(|metadata| metadata.create_snap(new, origin))
-            }
-            Operation::Delete(id) => {
-                self.check_present(id)?;
-                self.guarded(|metadata| metadata.delete(id))
-            }
-            Operation::SetTransactionId { old, new } => {
-                let found = self.metadata.superblock().transaction_id;
-                if found != old {
-                    return Err(PoolError::WrongTransactionId { expected: old, found });
-                }
-                self.metadata.set_transaction_id(new);
-                Ok(())
-            }
-        }
-    }
-
-    fn check_absent(&self, id: DeviceId) -> Result<()> {
-        if self.metadata.device(id)?.is_some() { Err(PoolError::DeviceExists(id)) } else { Ok(()) }
-    }
-
-    fn check_present(&self, id: DeviceId) -> Result<DeviceInfo> {
-        self.metadata.device(id)?.ok_or(PoolError::NoSuchDevice(id))
-    }
 }
 
 #[cfg(test)]

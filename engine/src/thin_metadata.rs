@@ -193,6 +193,3 @@ impl ThinMetadata {
         self.metadata_free() > 0 && self.store.nr_free() > needed
     }
 }
-
-#[cfg(test)]
-mod tests;
