@@ -24,104 +24,30 @@
 //!
 //! A change that does not touch the pool is a *record*: it holds as soon as it is durable.
 
+mod error;
 mod hex;
 mod line;
 mod log;
 mod point;
+mod record;
 mod state;
 
-use std::io;
-
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use self::error::RegistryError;
+pub(crate) use self::error::TransactError;
 pub(crate) use self::log::{FileLog, JOURNAL, JOURNAL_NEW, Log, ReplaceError, sync_directory};
 pub use self::point::{Base, Point};
 pub(crate) use self::state::{Change, Entry, HeldSnapshot, Role, State};
 
-use self::line::Next;
-use self::state::StoredState;
+use self::record::{FORMAT, FormatOnly, Header, Reader, Record, StateLine, push_line, serialise};
 use crate::format::DeviceId;
 use crate::pool::{Operation, PoolError};
 
-/// The version of the journal's format that is written, and the newest that is understood.
-const FORMAT: u32 = 1;
 /// A journal shorter than this is not compacted.
 const COMPACT_BYTES: u64 = 64 << 10;
 /// A journal is compacted when it is this many times as long as the state alone.
 const COMPACT_FACTOR: u64 = 8;
-
-/// Why the registry did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum RegistryError {
-    /// A finished line of the journal is not what was written.
-    #[error("line {line} of the registry is damaged: {reason}")]
-    Damaged {
-        /// Counted from 1.
-        line: u64,
-        /// What is wrong with it.
-        reason: &'static str,
-    },
-    /// A line's checksum is right but its content makes no sense.
-    #[error("line {line} of the registry cannot be understood: {source}")]
-    Content {
-        /// Counted from 1.
-        line: u64,
-        /// What the parser said.
-        source: serde_json::Error,
-    },
-    /// Written by a newer version.
-    #[error("the registry has format {found}, newer than {FORMAT}")]
-    NewerFormat {
-        /// The version found.
-        found: u32,
-    },
-    /// It belongs to another pool.
-    #[error("the registry belongs to pool {found}, not to {expected}")]
-    OtherPool {
-        /// The pool it was opened for.
-        expected: Uuid,
-        /// The pool it names.
-        found: Uuid,
-    },
-    /// The pool was changed by something else, or pool and registry are not of one time.
-    #[error("the pool is at transaction {found}, its registry at {expected}{}", .intent.map_or("", |_| " (or the next)"))]
-    Transaction {
-        /// What the registry says.
-        expected: u64,
-        /// The transaction id that an unsettled change would have led to.
-        intent: Option<u64>,
-        /// What the pool says.
-        found: u64,
-    },
-    /// An earlier failure left it open what is on the disk.
-    #[error("an earlier write failed: the pool must be opened again")]
-    Undecided,
-    /// The journal could not be written or read.
-    #[error("the registry could not be {attempt}: {source}")]
-    Io {
-        /// What was attempted.
-        attempt: &'static str,
-        /// What the system said.
-        source: io::Error,
-    },
-}
-
-/// Why a change that touches the pool was not made.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum TransactError {
-    /// The registry's doing.
-    #[error(transparent)]
-    Registry(#[from] RegistryError),
-    /// The pool's doing. Nothing was changed.
-    #[error("{attempt}: {source}")]
-    Pool {
-        /// What was attempted.
-        attempt: &'static str,
-        /// What the pool said.
-        source: PoolError,
-    },
-}
 
 /// What the registry asks of a pool.
 pub(crate) trait Devices {
@@ -154,47 +80,6 @@ impl Plan {
         });
         create.chain(delete).chain([Operation::SetTransactionId { old, new }]).collect()
     }
-}
-
-/// A line of the journal without its number.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Record {
-    /// About to change the pool from `transaction_id` to the next.
-    Intent { transaction_id: u64, create: Vec<DeviceId>, changes: Vec<Change> },
-    /// The intent before was carried out.
-    Done,
-    /// The intent before was not carried out.
-    Undone,
-    /// Changes that do not touch the pool.
-    Set { changes: Vec<Change> },
-}
-
-/// A numbered line.
-#[derive(Debug, Serialize, Deserialize)]
-struct Line<T> {
-    sequence: u64,
-    #[serde(flatten)]
-    content: T,
-}
-
-/// The first line.
-#[derive(Debug, Serialize, Deserialize)]
-struct Header {
-    format: u32,
-    pool: Uuid,
-}
-
-/// The part of the first line that every version has.
-#[derive(Debug, Deserialize)]
-struct FormatOnly {
-    format: u32,
-}
-
-/// The second line.
-#[derive(Debug, Serialize, Deserialize)]
-struct StateLine {
-    state: StoredState,
 }
 
 /// The registry of one pool. See the module's text for how it is kept.
@@ -423,59 +308,8 @@ impl Registry {
     }
 }
 
-/// A journal that holds this state only, and the number of the next line.
-fn serialise(pool: Uuid, state: &State) -> Result<(Vec<u8>, u64), RegistryError> {
-    let mut bytes = Vec::new();
-    push_line(0, &Header { format: FORMAT, pool }, &mut bytes)?;
-    push_line(1, &StateLine { state: state.into() }, &mut bytes)?;
-    Ok((bytes, 2))
-}
-
-fn push_line<T: Serialize>(sequence: u64, content: &T, out: &mut Vec<u8>) -> Result<(), RegistryError> {
-    let json = serde_json::to_vec(&Line { sequence, content })
-        .map_err(|source| RegistryError::Content { line: sequence.saturating_add(1), source })?;
-    line::encode(&json, out);
-    Ok(())
-}
-
 fn compact_at(state_length: u64) -> u64 {
     state_length.saturating_mul(COMPACT_FACTOR).max(COMPACT_BYTES)
-}
-
-/// Goes through the lines of a journal.
-struct Reader<'a> {
-    rest: &'a [u8],
-    /// The last line taken, from 1.
-    number: u64,
-}
-
-impl<'a> Reader<'a> {
-    fn next(&mut self) -> Result<Option<&'a [u8]>, RegistryError> {
-        match line::take(self.rest, self.number + 1)? {
-            Next::Line { json, rest } => {
-                self.rest = rest;
-                self.number += 1;
-                Ok(Some(json))
-            }
-            Next::Unfinished | Next::End => Ok(None),
-        }
-    }
-
-    fn parse<T: for<'de> Deserialize<'de>>(&self, json: &[u8]) -> Result<T, RegistryError> {
-        serde_json::from_slice(json).map_err(|source| RegistryError::Content { line: self.number, source })
-    }
-
-    /// Parses a line that must carry this number.
-    fn numbered<T: for<'de> Deserialize<'de>>(&self, json: &[u8], expected: u64) -> Result<T, RegistryError> {
-        let Line { sequence, content } = self.parse(json)?;
-        if sequence != expected {
-            return Err(RegistryError::Damaged {
-                line: self.number,
-                reason: "not the line that belongs here",
-            });
-        }
-        Ok(content)
-    }
 }
 
 #[cfg(test)]
