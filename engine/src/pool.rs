@@ -34,17 +34,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::{Mutex, RwLock};
 
 use crate::block_device::BlockDevice;
-use crate::format::{
-    BLOCK_BYTES, BlockSize, DeviceId, DeviceInfo, MetadataBlock, RawBlock,
-    Superblock,
-};
+use crate::format::{BLOCK_BYTES, BlockSize, DeviceId, DeviceInfo, MetadataBlock, RawBlock, Superblock};
 use crate::thin_metadata::ThinMetadata;
 
 pub use self::error::PoolError;
 pub use self::io::MappedRun;
 pub use self::message::Operation;
-pub use self::status::{PoolMode, PoolStatus};
 use self::state::{Health, State};
+pub use self::status::{PoolMode, PoolStatus};
 use self::traffic::{Purpose, Traffic};
 
 type Result<T> = std::result::Result<T, PoolError>;
