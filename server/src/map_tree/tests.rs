@@ -162,7 +162,7 @@ fn as_edits(model: &[MapEntry]) -> Vec<(u64, Edit)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
     fn a_tree_says_what_a_list_would_and_is_the_one_canonical_tree(
