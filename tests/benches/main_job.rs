@@ -146,7 +146,11 @@ fn line(what: &str, timed: &Timed, bytes: u64, limit: Option<Duration>) -> Resul
     let mib = |field: &str| summary.get(field).and_then(Value::as_u64).unwrap_or(0) as f64 / 1048576.0;
     let seconds = timed.wall.as_secs_f64();
     let ratio = limit.map_or(String::new(), |limit| {
-        format!(", {:.0} % of the limit of {:.2} s", 100.0 * limit.as_secs_f64() / seconds, limit.as_secs_f64())
+        format!(
+            ", {:.0} % of the limit of {:.2} s",
+            100.0 * limit.as_secs_f64() / seconds,
+            limit.as_secs_f64()
+        )
     });
     say(&format!(
         "{what}: {seconds:.2} s, {:.0} MB/s{ratio}; read {:.1} MiB, sent {:.1} MiB, stored {:.1} MiB, msnap held {:.3} s, peak {:.0} MiB",
@@ -162,7 +166,11 @@ fn line(what: &str, timed: &Timed, bytes: u64, limit: Option<Duration>) -> Resul
 
 fn print_limits(limits: &Limits) {
     let rate = |what: &str, took: Duration, bytes: u64| {
-        say(&format!("  {what}: {:.2} s, {:.0} MB/s", took.as_secs_f64(), bytes as f64 / took.as_secs_f64() / 1e6));
+        say(&format!(
+            "  {what}: {:.2} s, {:.0} MB/s",
+            took.as_secs_f64(),
+            bytes as f64 / took.as_secs_f64() / 1e6
+        ));
     };
     rate("read", limits.read, limits.bytes);
     rate("BLAKE3", limits.hash, limits.bytes);

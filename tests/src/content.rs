@@ -115,7 +115,11 @@ pub fn changed_copy(from: &Path, to: &Path, mix: Mix, changed: usize) -> Result<
     numbers.sort_unstable();
     let mut block = vec![0; BLOCK];
     for (count, number) in numbers.iter().enumerate() {
-        if count % 2 == 0 { random.fill_bytes(&mut block) } else { files.fill(&mut block)? }
+        if count % 2 == 0 {
+            random.fill_bytes(&mut block)
+        } else {
+            files.fill(&mut block)?
+        }
         // No block of the first image begins so: every one of these is a change.
         block.get_mut(..8).unwrap_or_default().copy_from_slice(&(number ^ mix.seed).to_le_bytes());
         file.write_all_at(&block, number * BLOCK as u64)?;

@@ -183,7 +183,9 @@ fn a_damaged_catalogue_is_refused_and_not_touched() -> Result<()> {
     world.backup("v")?;
     let path = world.repo().join("catalogue.sqlite");
     let whole = fs::read(&path)?;
-    for (damage, what) in [(whole[..whole.len() / 3].to_vec(), "cut"), (vec![b'x'; whole.len()], "overwritten")] {
+    for (damage, what) in
+        [(whole[..whole.len() / 3].to_vec(), "cut"), (vec![b'x'; whole.len()], "overwritten")]
+    {
         fs::write(&path, &damage)?;
         for extra in ["catalogue.sqlite-wal", "catalogue.sqlite-shm"] {
             let _ = fs::remove_file(world.repo().join(extra));
@@ -221,7 +223,11 @@ fn damaged_pool_metadata_is_refused_and_not_written() -> Result<()> {
 #[test]
 fn a_closed_pipe_is_not_an_error() -> Result<()> {
     let world = World::new(Way::Embedded, SIZE)?;
-    let command = format!("'{}' dump '{}' | true; exit ${{PIPESTATUS[0]}}", world.thinbak.path().display(), world.pool());
+    let command = format!(
+        "'{}' dump '{}' | true; exit ${{PIPESTATUS[0]}}",
+        world.thinbak.path().display(),
+        world.pool()
+    );
     let mut shell = std::process::Command::new("bash");
     shell.args(["-c", &command]).env("THINBAK_STATE_DIR", world.scratch.join("state"));
     ensure!(shell.env("THINBAK_SOCKET", world.scratch.join("state/agent.sock")).status()?.success());

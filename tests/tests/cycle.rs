@@ -97,7 +97,8 @@ fn shrink_back_up_grow_back_up_restore() -> Result<()> {
         world.thinbak.ok(&["volume", "resize", &world.volume("v"), "--size", &size.to_string()])?;
         model.resize(size);
         // What lay beyond a shrunken end is still mapped and comes back on growth.
-        for (byte, old) in model.bytes.iter_mut().zip(&whole).skip(usize::try_from(SIZE / 3 / BLOCK * BLOCK)?) {
+        for (byte, old) in model.bytes.iter_mut().zip(&whole).skip(usize::try_from(SIZE / 3 / BLOCK * BLOCK)?)
+        {
             *byte = *old;
         }
         let summary = world.backup("v")?;

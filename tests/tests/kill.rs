@@ -119,8 +119,11 @@ fn a_restore_killed_at_any_moment_leaves_no_half_volume() -> Result<()> {
     let mut duration = Duration::from_secs(1);
     for round in 0..rounds() {
         let copy = world.volume("copy");
-        let words: &[&str] =
-            if round % 2 == 0 { &["restore", "p/v:1", "--to", &copy] } else { &["restore", "p/v:1", "--in-place"] };
+        let words: &[&str] = if round % 2 == 0 {
+            &["restore", "p/v:1", "--to", &copy]
+        } else {
+            &["restore", "p/v:1", "--in-place"]
+        };
         let mut running = world.thinbak.start(&world.with_repository(words))?;
         pass_time(&mut random, duration);
         running.kill()?;

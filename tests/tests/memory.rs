@@ -40,7 +40,9 @@ fn a_tebibyte_volume_is_backed_up_and_restored_in_bounded_memory() -> Result<()>
 
     let (outcome, peak) = watched(&world.thinbak, &world.with_repository(&["backup", &world.volume("v")]))?;
     let summary = summary_of(&outcome)?;
-    ensure!(number(&summary, "volume_bytes")? == TIB && number(&summary, "mapped_bytes")? == 12 * 1024 * BLOCK);
+    ensure!(
+        number(&summary, "volume_bytes")? == TIB && number(&summary, "mapped_bytes")? == 12 * 1024 * BLOCK
+    );
     ensure!(peak < LIMIT, "the agent took {peak} bytes for a backup");
 
     let (outcome, peak) = watched(&world.thinbak, &world.with_repository(&["backup", &world.volume("v")]))?;
@@ -58,7 +60,8 @@ fn a_tebibyte_volume_is_backed_up_and_restored_in_bounded_memory() -> Result<()>
     // Equal mappings, equal content where mapped: the rest of the tebibyte is hole in both.
     let pool = world.open_pool()?;
     let (v, copy) = (pool.volume("v")?, pool.volume("copy")?);
-    let mapped = |device| -> Result<u64> { Ok(pool.pool().device(device)?.map_or(0, |d| d.details.mapped_blocks)) };
+    let mapped =
+        |device| -> Result<u64> { Ok(pool.pool().device(device)?.map_or(0, |d| d.details.mapped_blocks)) };
     ensure!(mapped(v.device)? == mapped(copy.device)?);
     let mut other = block.clone();
     for number in 0..12 * 1024u64 {

@@ -64,7 +64,9 @@ fn every_dependency_has_a_licence_that_ours_allows() -> Result<()> {
     let refused: Vec<String> = packages(&metadata)?
         .iter()
         .filter(|package| !is_allowed(text(package, "license")))
-        .map(|package| format!("{} {}: {}", text(package, "name"), text(package, "version"), text(package, "license")))
+        .map(|package| {
+            format!("{} {}: {}", text(package, "name"), text(package, "version"), text(package, "license"))
+        })
         .collect();
     ensure!(refused.is_empty(), "not allowed: {refused:#?}");
     Ok(())
@@ -100,7 +102,8 @@ fn a_source_file_fits_a_readers_head() -> Result<()> {
     let mut long = Vec::new();
     for path in files {
         let source = fs::read_to_string(&path)?;
-        let is_test = path.components().any(|part| part.as_os_str() == "tests" || part.as_os_str() == "tests.rs");
+        let is_test =
+            path.components().any(|part| part.as_os_str() == "tests" || part.as_os_str() == "tests.rs");
         // Tests beside the code do not count, they end a file.
         let code = source.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default().lines().count();
         if code > if is_test { 700 } else { 450 } {
