@@ -1,1 +1,138 @@
-//! The command line: grammar, commands, exit codes.
+//! The command line: what was typed becomes calls on a service, and answers become output and an exit code.
+
+mod agent;
+mod args;
+mod backup;
+mod demo;
+mod diff;
+mod docs;
+mod generation;
+mod grammar;
+mod interrupt;
+mod jobs;
+mod metadata;
+mod pool;
+mod restore;
+mod stop;
+mod transfer;
+mod verify;
+mod volume;
+
+use std::{env, io, process::ExitCode};
+
+use clap::Parser as _;
+use thinbak_proto::{Failed, FailureKind};
+use tracing_subscriber::EnvFilter;
+
+use self::{
+    args::{Cli, Command, Global},
+    stop::Stop,
+};
+use crate::{
+    config::{Settings, Surroundings},
+    output::{Output, json},
+};
+
+/// What every command has at hand.
+struct Context {
+    settings: Settings,
+    output: Output,
+}
+
+/// Runs the command of this process's arguments.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let output = Output::new(cli.global.json, cli.global.quiet);
+    log_to_stderr(&cli);
+    let prints_data = prints_data(&cli.command);
+    let stopped = match run(cli, output) {
+        Ok(()) | Err(Stop::PipeClosed) => return ExitCode::SUCCESS,
+        Err(stopped) => stopped,
+    };
+    if let Stop::Failed(failed) = &stopped {
+        output.failure(failed);
+        if output.is_json() && !prints_data {
+            // A reader that is gone has no use for it.
+            let _ = output.json_line(&json::error("", None, failed));
+        }
+    }
+    ExitCode::from(stopped.exit_code())
+}
+
+fn run(cli: Cli, output: Output) -> Result<(), Stop> {
+    let settings = settings(&cli.global)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
+        Failed::new(FailureKind::Failed, format!("start the threads of the command: {error}"))
+    })?;
+    runtime.block_on(dispatch(Context { settings, output }, cli.command))
+}
+
+async fn dispatch(context: Context, command: Command) -> Result<(), Stop> {
+    // The daemon has its own way to end.
+    if let Command::Agent(command) = command {
+        return agent::run(&context, command).await;
+    }
+    interrupt::unless_interrupted(async {
+        match command {
+            Command::Agent(command) => agent::run(&context, command).await,
+            Command::Demo(demo) => demo::run(&context, demo).await,
+            Command::Pool(command) => pool::run(&context, command).await,
+            Command::Volume(command) => volume::run(&context, command).await,
+            Command::Msnap(command) => metadata::msnap(&context, command).await,
+            Command::Dump(dump) => metadata::dump(&context, dump).await,
+            Command::Delta(delta) => metadata::delta(&context, delta).await,
+            Command::Backup(backup) => backup::run(&context, backup).await,
+            Command::Generation(command) => generation::run(&context, command).await,
+            Command::Restore(restore) => restore::run(&context, restore).await,
+            Command::Verify(verify) => verify::run(&context, verify).await,
+            Command::Completions { shell } => docs::completions(shell),
+            Command::Man { dir } => docs::man(&dir),
+        }
+    })
+    .await
+}
+
+/// Commands whose stdout is something else than JSON of ours.
+fn prints_data(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Dump(_)
+            | Command::Delta(_)
+            | Command::Volume(args::Volume::Export { .. })
+            | Command::Completions { .. }
+            | Command::Man { .. }
+    )
+}
+
+fn settings(global: &Global) -> Result<Settings, Failed> {
+    let directory = env::current_dir()
+        .map_err(|error| Failed::new(FailureKind::Failed, format!("find the current directory: {error}")))?;
+    let around = Surroundings {
+        variable: &|name| env::var_os(name),
+        root: rustix::process::geteuid().is_root(),
+        directory,
+    };
+    Settings::resolve(global.level(), global.config.as_deref(), &around)
+}
+
+/// Logs are for daemons and for `-v`; `RUST_LOG` overrules.
+fn log_to_stderr(cli: &Cli) {
+    let daemon = matches!(cli.command, Command::Agent(args::Agent::Run));
+    let level = match (cli.global.quiet, daemon, cli.global.verbose) {
+        (true, ..) => "error",
+        (_, true, 0) | (_, false, 1) => "thinbak_agent=info,thinbak_server=info,thinbak_engine=info,warn",
+        (_, false, 0) => "error",
+        _ => "thinbak_agent=debug,thinbak_server=debug,thinbak_engine=debug,info",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false).init();
+}
+
+/// This host's name, the first part of its volumes' names on a server.
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests;

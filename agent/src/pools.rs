@@ -1,1 +1,30 @@
-//! Pools of this host and the services on them.
+//! Pools of this host: which are known, which are open, and the services on them.
+//!
+//! A pool is named by the name under which it was registered, or by kind and place (`dir:/path`). It is opened
+//! on demand and stays open as long as its [`PoolManager`] lives: in a daemon until it stops, in a command
+//! without one until it ends.
+
+mod admin;
+mod blocking;
+mod export;
+mod failure;
+mod import;
+mod known;
+mod manager;
+mod msnap;
+mod place;
+mod running;
+mod service;
+mod text;
+mod volumes;
+
+pub(crate) use self::{admin::open_pool_infos, blocking::blocking, running::now_ms};
+pub use self::{
+    failure::failed,
+    manager::PoolManager,
+    running::{JobTable, RunningJobGuard, VolumeLock},
+    service::PoolsService,
+};
+
+#[cfg(test)]
+mod tests;

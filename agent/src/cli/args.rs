@@ -1,0 +1,381 @@
+//! What may be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use super::grammar::{self, GenerationArg, MetadataArg, VolumeArg, VolumeOrGeneration};
+use crate::config::Level;
+
+/// Incremental backup and restore of thin volumes.
+#[derive(Debug, Parser)]
+#[command(name = "thinbak", version, about, propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = "Examples:
+  thinbak demo
+  thinbak pool create fast --size 10G
+  thinbak volume create fast/web --size 1G
+  thinbak backup fast/web --repo /srv/backup
+  thinbak generation list --repo /srv/backup
+  thinbak restore fast/web:latest --to fast/web-restored --repo /srv/backup
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 done in part, 4 damage found, 5 refused for safety,
+10 not found, 11 busy, 12 not authorised, 130 interrupted.")]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub(super) global: Global,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
+pub(super) struct Global {
+    /// Backup server [env: THINBAK_SERVER]
+    #[arg(long, global = true, value_name = "URL", conflicts_with = "repo")]
+    server: Option<String>,
+    /// Embedded repository, opened in this process [env: THINBAK_REPOSITORY]
+    #[arg(long, global = true, value_name = "DIR")]
+    repo: Option<PathBuf>,
+    /// Where the agent keeps what it knows [env: THINBAK_STATE_DIR]
+    #[arg(long, global = true, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Socket of the agent; by default in a state directory that is given [env: THINBAK_SOCKET]
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Configuration file [env: THINBAK_CONFIG] [default: /etc/thinbak/agent.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// Print JSON: queries one document, jobs an object a line
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    /// No progress, no notes
+    #[arg(short, long, global = true)]
+    pub(super) quiet: bool,
+    /// Say more of what is done; twice for even more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(super) verbose: u8,
+}
+
+impl Global {
+    pub(super) fn level(&self) -> Level {
+        Level {
+            state_dir: self.state_dir.clone(),
+            socket: self.socket.clone(),
+            server: self.server.clone(),
+            repository: self.repo.clone(),
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// The main job, start to end, in a temporary directory
+    Demo(Demo),
+    /// Thin pools
+    #[command(subcommand)]
+    Pool(Pool),
+    /// Thin volumes and their snapshots
+    #[command(subcommand)]
+    Volume(Volume),
+    /// The metadata snapshot of a pool
+    #[command(subcommand)]
+    Msnap(Msnap),
+    /// A pool's metadata, as the XML that thin_dump prints
+    Dump(Dump),
+    /// The difference of two thin devices, as the XML that thin_delta prints
+    Delta(Delta),
+    /// Back up what changed since the last backup
+    #[command(after_help = "Examples:
+  thinbak backup fast/web --repo /srv/backup
+  thinbak backup fast/db fast/log --group --server http://127.0.0.1:7070")]
+    Backup(Backup),
+    /// Backed-up moments of volumes
+    #[command(subcommand)]
+    Generation(Generation),
+    /// Restore a generation to a new volume, to a file, or in place
+    #[command(after_help = "Examples:
+  thinbak restore fast/web:latest --to fast/web-restored
+  thinbak restore fast/web:2026-11-23T16:00 --to-file web.img
+  thinbak restore host/fast/web:7 --in-place
+
+A restore in place writes a private copy, verifies it, and then lets it take the volume's place
+in one step. A file is written in place: an interrupted restore is repeated.")]
+    Restore(Restore),
+    /// Read stored generations back and recompute every id
+    Verify(Verify),
+    /// The daemon
+    #[command(subcommand)]
+    Agent(Agent),
+    /// Print a completion script for a shell
+    Completions { shell: clap_complete::Shell },
+    /// Write the manual pages to a directory
+    Man { dir: PathBuf },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Demo {
+    /// Virtual size of the volume
+    #[arg(long, default_value = "256M", value_parser = grammar::size)]
+    pub(super) size: u64,
+    /// Work in this directory, which must be empty or absent, and keep everything
+    #[arg(long, value_name = "PATH")]
+    pub(super) dir: Option<PathBuf>,
+    /// Keep the temporary directory
+    #[arg(long)]
+    pub(super) keep: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Pool {
+    /// Make a pool
+    #[command(after_help = "Examples:
+  thinbak pool create fast --size 10G
+  thinbak pool create dir:/srv/pools/fast --size 1T --block-size 128K
+  thinbak pool create fast --data /dev/vg/data --metadata /dev/vg/meta")]
+    Create(PoolCreate),
+    /// The pools that are known
+    List,
+    /// How full a pool is
+    Status {
+        #[arg(value_parser = grammar::pool)]
+        pool: String,
+    },
+    /// Check a pool's metadata
+    Check {
+        #[arg(value_parser = grammar::pool)]
+        pool: String,
+    },
+    /// Make a pool's data device larger
+    Resize {
+        #[arg(value_parser = grammar::pool)]
+        pool: String,
+        #[arg(long, value_parser = grammar::size)]
+        size: u64,
+    },
+    /// Remove a pool with all its volumes
+    Remove {
+        #[arg(value_parser = grammar::pool)]
+        pool: String,
+    },
+    /// Send a thin-pool target message, as dmsetup would: reserve_metadata_snap, release_metadata_snap
+    Message {
+        #[arg(value_parser = grammar::pool)]
+        pool: String,
+        #[arg(required = true)]
+        words: Vec<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PoolCreate {
+    /// A name, or dir:PATH
+    #[arg(value_parser = grammar::pool)]
+    pub(super) pool: String,
+    /// Size of the data device; of a block device, all of it by default
+    #[arg(long, value_parser = grammar::size, required_unless_present = "data")]
+    pub(super) size: Option<u64>,
+    /// Data block size, a multiple of 64K
+    #[arg(long, default_value = "64K", value_parser = grammar::size)]
+    pub(super) block_size: u64,
+    /// Size of the metadata [default: by the kernel's rule of thumb]
+    #[arg(long, value_parser = grammar::size)]
+    pub(super) metadata_size: Option<u64>,
+    /// Directory of the pool [default: one in the state directory]
+    #[arg(long, value_parser = grammar::absolute_path, value_name = "PATH")]
+    pub(super) dir: Option<String>,
+    /// Data device
+    #[arg(long, value_parser = grammar::absolute_path, value_name = "DEV", requires = "metadata")]
+    pub(super) data: Option<String>,
+    /// Metadata device
+    #[arg(long, value_parser = grammar::absolute_path, value_name = "DEV", requires = "data")]
+    pub(super) metadata: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Volume {
+    /// Make a volume
+    Create {
+        #[arg(value_name = "POOL/VOLUME", value_parser = grammar::volume)]
+        volume: VolumeArg,
+        #[arg(long, value_parser = grammar::size)]
+        size: u64,
+    },
+    /// Take snapshots; several in one call are one moment
+    Snapshot {
+        #[arg(required = true, value_name = "POOL/VOLUME@SNAP", value_parser = grammar::snapshot)]
+        snapshots: Vec<VolumeArg>,
+    },
+    /// The volumes and snapshots of a pool
+    List {
+        #[arg(value_parser = grammar::pool)]
+        pool: String,
+    },
+    /// Change a volume's virtual size
+    Resize {
+        #[arg(value_name = "POOL/VOLUME", value_parser = grammar::volume)]
+        volume: VolumeArg,
+        #[arg(long, value_parser = grammar::size)]
+        size: u64,
+    },
+    /// Remove a volume without snapshots, or a snapshot
+    Remove {
+        #[arg(value_name = "POOL/VOLUME[@SNAP]")]
+        volume: VolumeArg,
+    },
+    /// Fill a new or empty volume from stdin; holes stay holes
+    #[command(after_help = "Example:
+  thinbak volume import fast/web < web.img")]
+    Import {
+        #[arg(value_name = "POOL/VOLUME", value_parser = grammar::volume)]
+        volume: VolumeArg,
+        /// Size of the new volume when stdin is a pipe
+        #[arg(long, value_parser = grammar::size)]
+        size: Option<u64>,
+    },
+    /// Write a volume or snapshot to stdout; holes stay holes in a file
+    #[command(after_help = "Example:
+  thinbak volume export fast/web@monday > web.img")]
+    Export {
+        #[arg(value_name = "POOL/VOLUME[@SNAP]")]
+        volume: VolumeArg,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Msnap {
+    /// Reserve it
+    Reserve {
+        #[arg(value_parser = grammar::pool)]
+        pool: String,
+    },
+    /// Release it
+    Release {
+        #[arg(value_parser = grammar::pool)]
+        pool: String,
+        /// Also when thinbak did not reserve it
+        #[arg(long)]
+        force: bool,
+    },
+    /// What is held
+    Show {
+        #[arg(value_parser = grammar::pool)]
+        pool: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Dump {
+    /// Of the metadata snapshot, not of the last commit
+    #[arg(long)]
+    pub(super) metadata_snap: bool,
+    /// Of this thin device only
+    #[arg(long, value_name = "N")]
+    pub(super) dev_id: Option<u64>,
+    /// A pool, or the path (with a /) of a file or device that holds metadata
+    #[arg(value_name = "POOL|METADATA")]
+    pub(super) source: MetadataArg,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Delta {
+    /// Of the metadata snapshot, not of the last commit
+    #[arg(long)]
+    pub(super) metadata_snap: bool,
+    /// Device id, VOLUME or VOLUME@SNAP
+    #[arg(long, value_name = "A")]
+    pub(super) from: String,
+    /// Device id, VOLUME or VOLUME@SNAP
+    #[arg(long, value_name = "B")]
+    pub(super) to: String,
+    /// Also the data blocks
+    #[arg(long)]
+    pub(super) blocks: bool,
+    /// A pool, or the path (with a /) of a file or device that holds metadata
+    #[arg(value_name = "POOL|METADATA")]
+    pub(super) source: MetadataArg,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Backup {
+    #[arg(required = true, value_name = "POOL/VOLUME", value_parser = grammar::volume)]
+    pub(super) volumes: Vec<VolumeArg>,
+    /// All at one moment, restorable as a set
+    #[arg(long)]
+    pub(super) group: bool,
+    /// Take over a name that belongs to another volume
+    #[arg(long)]
+    pub(super) adopt: bool,
+    /// The first part of the name on the server [default: this host's name]
+    #[arg(long)]
+    pub(super) host: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Generation {
+    /// Generations of a volume, or of all, oldest first
+    List { volume: Option<String> },
+    /// All that is known of a generation
+    Show {
+        #[arg(value_name = "VOLUME:GEN")]
+        generation: GenerationArg,
+    },
+    /// The ranges in which two generations differ
+    Diff {
+        #[arg(value_name = "VOLUME:A")]
+        from: GenerationArg,
+        #[arg(value_name = "VOLUME:B")]
+        to: GenerationArg,
+    },
+    /// Delete generations
+    Delete {
+        #[arg(required = true, value_name = "VOLUME:GEN")]
+        generations: Vec<GenerationArg>,
+    },
+    /// Keep a generation from being deleted
+    Protect {
+        #[arg(value_name = "VOLUME:GEN")]
+        generation: GenerationArg,
+        /// Take the protection off
+        #[arg(long)]
+        off: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Restore {
+    #[arg(value_name = "VOLUME:GEN")]
+    pub(super) generation: GenerationArg,
+    #[command(flatten)]
+    pub(super) target: RestoreTarget,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct RestoreTarget {
+    /// To a new volume
+    #[arg(long, value_name = "POOL/VOLUME", value_parser = grammar::volume)]
+    pub(super) to: Option<VolumeArg>,
+    /// To a file or block device
+    #[arg(long, value_name = "PATH", value_parser = grammar::absolute_path)]
+    pub(super) to_file: Option<String>,
+    /// To an existing volume, by default the one that was backed up
+    #[arg(long, value_name = "POOL/VOLUME", value_parser = grammar::volume, num_args = 0..=1, require_equals = true)]
+    pub(super) in_place: Option<Option<VolumeArg>>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Verify {
+    #[arg(value_name = "VOLUME[:GEN]")]
+    pub(super) what: Option<VolumeOrGeneration>,
+    /// Read back only this share of the chunks
+    #[arg(long, value_parser = grammar::share, value_name = "5%")]
+    pub(super) sample: Option<f64>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Agent {
+    /// Serve the pools of this host on a unix socket until SIGTERM
+    Run,
+    /// What the running agent does
+    Status,
+}

@@ -1,0 +1,172 @@
+//! `thinbak generation`.
+
+use thinbak_proto::v1::{
+    DeleteGenerationRequest, Generation as Found, GetGenerationRequest, ListGenerationsRequest,
+    ProtectGenerationRequest,
+};
+
+use super::{Context, args::Generation, diff, grammar::GenerationArg, restore::volume_name, stop::Stop};
+use crate::{
+    output::{Column, human, json},
+    repository_client::{self, RepositoryConnection},
+};
+
+pub(super) async fn run(context: &Context, command: Generation) -> Result<(), Stop> {
+    let connection = repository_client::connect(&context.settings.repository()?).await?;
+    let outcome = call(context, &connection, command).await;
+    connection.close().await;
+    outcome
+}
+
+async fn call(context: &Context, connection: &RepositoryConnection, command: Generation) -> Result<(), Stop> {
+    match command {
+        Generation::List { volume } => {
+            let request = ListGenerationsRequest { volume: volume.as_deref().map(volume_name) };
+            let found = connection.repository().list_generations(request).await?.into_inner().generations;
+            list(context, &found)
+        }
+        Generation::Show { generation } => {
+            let found = get(connection, &generation).await?;
+            show(context, &found)
+        }
+        Generation::Diff { from, to } => {
+            let (from, to) = (get(connection, &from).await?, get(connection, &to).await?);
+            diff::run(context, connection, &from, &to).await
+        }
+        Generation::Delete { generations } => delete(context, connection, &generations).await,
+        Generation::Protect { generation, off } => {
+            let request = ProtectGenerationRequest {
+                volume: Some(volume_name(&generation.volume)),
+                selector: Some(generation.selector()),
+                protected: !off,
+            };
+            let found = connection.repository().protect_generation(request).await?.into_inner();
+            tell(context, if off { "is no longer protected" } else { "is protected" }, &[found])
+        }
+    }
+}
+
+async fn get(connection: &RepositoryConnection, wanted: &GenerationArg) -> Result<Found, Stop> {
+    let request =
+        GetGenerationRequest { volume: Some(volume_name(&wanted.volume)), selector: Some(wanted.selector()) };
+    Ok(connection.repository().get_generation(request).await?.into_inner())
+}
+
+/// All are looked up first, so that `latest` means what it meant when the command began.
+async fn delete(
+    context: &Context,
+    connection: &RepositoryConnection,
+    generations: &[GenerationArg],
+) -> Result<(), Stop> {
+    let mut chosen = Vec::with_capacity(generations.len());
+    for wanted in generations {
+        let found = get(connection, wanted).await?;
+        if !chosen
+            .iter()
+            .any(|other: &Found| (&other.volume_uuid, other.number) == (&found.volume_uuid, found.number))
+        {
+            chosen.push(found);
+        }
+    }
+    let mut deleted = Vec::with_capacity(chosen.len());
+    for found in chosen {
+        let wanted: GenerationArg = GenerationArg {
+            volume: found.volume_name.clone(),
+            which: thinbak_proto::v1::generation_selector::Which::Number(found.number),
+        };
+        let request = DeleteGenerationRequest {
+            volume: Some(volume_name(&wanted.volume)),
+            selector: Some(wanted.selector()),
+        };
+        let gone = connection.repository().delete_generation(request).await?.into_inner();
+        context.output.note(&format!("{}:{} is deleted", gone.volume_name, gone.number));
+        deleted.push(gone);
+    }
+    if context.output.is_json() {
+        return tell(context, "is deleted", &deleted);
+    }
+    Ok(())
+}
+
+fn tell(context: &Context, what: &str, generations: &[Found]) -> Result<(), Stop> {
+    if context.output.is_json() {
+        let document = match generations {
+            [generation] => json::generation(generation),
+            all => serde_json::json!({ "generations": all.iter().map(json::generation).collect::<Vec<_>>() }),
+        };
+        return Ok(context.output.document(&document)?);
+    }
+    for generation in generations {
+        context.output.note(&format!("{}:{} {what}", generation.volume_name, generation.number));
+    }
+    Ok(())
+}
+
+fn list(context: &Context, generations: &[Found]) -> Result<(), Stop> {
+    if context.output.is_json() {
+        let all: Vec<_> = generations.iter().map(json::generation).collect();
+        return Ok(context.output.document(&serde_json::json!({ "generations": all }))?);
+    }
+    let columns = [
+        Column::Left("VOLUME"),
+        Column::Right("GENERATION"),
+        Column::Left("CREATED"),
+        Column::Right("SIZE"),
+        Column::Right("MAPPED"),
+        Column::Right("CHANGED"),
+        Column::Right("STORED"),
+        Column::Left("FLAGS"),
+    ];
+    let rows = generations.iter().map(|generation| {
+        let flags = [(generation.protected, "protected"), (!generation.group.is_empty(), "group")];
+        let flags: Vec<_> = flags.iter().filter(|(set, _)| *set).map(|(_, name)| *name).collect();
+        vec![
+            generation.volume_name.clone(),
+            generation.number.to_string(),
+            human::time(generation.created_at_ms),
+            human::bytes(generation.size_bytes),
+            human::bytes(generation.mapped_bytes),
+            human::bytes(generation.changed_bytes),
+            human::bytes(generation.stored_bytes),
+            flags.join(","),
+        ]
+    });
+    Ok(context.output.table(&columns, rows.collect())?)
+}
+
+fn show(context: &Context, generation: &Found) -> Result<(), Stop> {
+    if context.output.is_json() {
+        return Ok(context.output.document(&json::generation(generation))?);
+    }
+    let parent = match generation.parent {
+        0 => "none".to_owned(),
+        parent => parent.to_string(),
+    };
+    let mut lines = vec![
+        ("volume", generation.volume_name.clone()),
+        ("volume uuid", generation.volume_uuid.clone()),
+        ("generation", generation.number.to_string()),
+        ("created", human::time(generation.created_at_ms)),
+        ("size", human::bytes(generation.size_bytes)),
+        ("mapped", human::bytes(generation.mapped_bytes)),
+        ("changed", human::bytes(generation.changed_bytes)),
+        ("new", human::bytes(generation.new_bytes)),
+        ("stored", human::bytes(generation.stored_bytes)),
+        ("chunk size", human::bytes(generation.chunk_bytes.into())),
+        ("parent", parent),
+        ("root", json::hex(&generation.root)),
+        ("protected", if generation.protected { "yes" } else { "no" }.to_owned()),
+    ];
+    if !generation.group.is_empty() {
+        lines.push(("group", generation.group.clone()));
+    }
+    if let Some(point) = &generation.point {
+        lines.push(("snapshot", point.identity.clone()));
+        lines.push(("taken", human::time(point.created_at_ms)));
+        lines.push(("pool uuid", point.pool_uuid.clone()));
+    }
+    for (name, value) in lines {
+        context.output.line(&format!("{:<13} {value}", format!("{name}:")))?;
+    }
+    Ok(())
+}

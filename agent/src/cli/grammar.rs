@@ -1,0 +1,216 @@
+//! How pools, volumes, snapshots, generations, sizes and times are written on the command line.
+
+use std::{path::Path, str::FromStr};
+
+use jiff::{Timestamp, civil, tz::TimeZone};
+use thinbak_engine::embedded::check_volume_name;
+use thinbak_proto::v1::{GenerationSelector, generation_selector::Which};
+
+/// `POOL/VOLUME` or `POOL/VOLUME@SNAP`; the last `/` splits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct VolumeArg {
+    pub(super) pool: String,
+    pub(super) volume: String,
+    pub(super) snapshot: Option<String>,
+}
+
+impl FromStr for VolumeArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Some((pool, name)) = text.rsplit_once('/').filter(|(pool, _)| !pool.is_empty()) else {
+            return Err("a volume is named as POOL/VOLUME".to_owned());
+        };
+        let (volume, snapshot) = match name.split_once('@') {
+            Some((volume, snapshot)) => (volume, Some(snapshot)),
+            None => (name, None),
+        };
+        for name in [Some(volume), snapshot].into_iter().flatten() {
+            check_volume_name(name).map_err(|error| format!("`{name}` is no name: {error}"))?;
+        }
+        Ok(Self {
+            pool: absolute_pool(pool)?,
+            volume: volume.to_owned(),
+            snapshot: snapshot.map(ToOwned::to_owned),
+        })
+    }
+}
+
+/// A volume and no snapshot.
+pub(super) fn volume(text: &str) -> Result<VolumeArg, String> {
+    let arg: VolumeArg = text.parse()?;
+    match arg.snapshot {
+        None => Ok(arg),
+        Some(_) => Err("a volume is wanted here, not a snapshot".to_owned()),
+    }
+}
+
+/// A snapshot.
+pub(super) fn snapshot(text: &str) -> Result<VolumeArg, String> {
+    let arg: VolumeArg = text.parse()?;
+    match arg.snapshot {
+        Some(_) => Ok(arg),
+        None => Err("a snapshot is named as POOL/VOLUME@SNAP".to_owned()),
+    }
+}
+
+/// A pool: a name, or `dir:PATH`, whose path becomes absolute here, where the current directory is known.
+pub(super) fn pool(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("the name is empty".to_owned());
+    }
+    absolute_pool(text)
+}
+
+fn absolute_pool(text: &str) -> Result<String, String> {
+    let Some(path) = text.strip_prefix("dir:") else { return Ok(text.to_owned()) };
+    let absolute = std::path::absolute(Path::new(path)).map_err(|error| format!("{path}: {error}"))?;
+    absolute.to_str().map(|path| format!("dir:{path}")).ok_or_else(|| format!("{path} is not valid UTF-8"))
+}
+
+/// `POOL` or the path of metadata, for dump and delta.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum MetadataArg {
+    /// A pool as [`pool`] returns it.
+    Pool(String),
+    /// An absolute path.
+    Path(String),
+}
+
+impl FromStr for MetadataArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_kind = text
+            .split_once(':')
+            .is_some_and(|(kind, _)| !kind.is_empty() && kind.chars().all(|c| c.is_ascii_lowercase()));
+        if is_kind || !text.contains('/') {
+            return pool(text).map(Self::Pool);
+        }
+        absolute_path(text).map(Self::Path)
+    }
+}
+
+/// A path as another process understands it.
+pub(super) fn absolute_path(text: &str) -> Result<String, String> {
+    let absolute = std::path::absolute(text).map_err(|error| error.to_string())?;
+    absolute.to_str().map(ToOwned::to_owned).ok_or_else(|| "the path is not valid UTF-8".to_owned())
+}
+
+/// `VOLUME:GEN` with GEN a number, `latest` or a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct GenerationArg {
+    pub(super) volume: String,
+    pub(super) which: Which,
+}
+
+impl GenerationArg {
+    pub(super) fn selector(&self) -> GenerationSelector {
+        GenerationSelector { which: Some(self.which) }
+    }
+}
+
+impl FromStr for GenerationArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (volume, generation) = split_generation(text)?;
+        let generation =
+            generation.ok_or("a generation is named as VOLUME:GEN, with a number, `latest` or a time")?;
+        Ok(Self { volume: volume.to_owned(), which: which(generation, &TimeZone::system())? })
+    }
+}
+
+/// `VOLUME` or `VOLUME:GEN`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct VolumeOrGeneration {
+    pub(super) volume: String,
+    pub(super) which: Option<Which>,
+}
+
+impl FromStr for VolumeOrGeneration {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (volume, generation) = split_generation(text)?;
+        let which = generation.map(|generation| which(generation, &TimeZone::system())).transpose()?;
+        Ok(Self { volume: volume.to_owned(), which })
+    }
+}
+
+/// GEN is all after the first `:` that follows the last `/`.
+fn split_generation(text: &str) -> Result<(&str, Option<&str>), String> {
+    let name = text.rfind('/').map_or(0, |slash| slash + 1);
+    let colon = text.get(name..).and_then(|rest| rest.find(':')).map(|colon| name + colon);
+    let (volume, generation) = match colon.and_then(|colon| text.split_at_checked(colon)) {
+        Some((volume, generation)) => (volume, generation.strip_prefix(':')),
+        None => (text, None),
+    };
+    if volume.is_empty() || volume.ends_with('/') {
+        return Err("the volume's name is missing".to_owned());
+    }
+    Ok((volume, generation))
+}
+
+fn which(text: &str, zone: &TimeZone) -> Result<Which, String> {
+    if text == "latest" {
+        return Ok(Which::Latest(true));
+    }
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return match text.parse() {
+            Ok(0) | Err(_) => Err(format!("`{text}` is no number of a generation: they count from 1")),
+            Ok(number) => Ok(Which::Number(number)),
+        };
+    }
+    time(text, zone).map(Which::AtOrBeforeMs).ok_or_else(|| {
+        format!("`{text}` is no generation: a number, `latest` or a time like 2026-11-23T16:00")
+    })
+}
+
+/// Milliseconds since 1970 of a time with or without offset; without, it is local. A date alone is its first
+/// moment.
+fn time(text: &str, zone: &TimeZone) -> Option<u64> {
+    let timestamp = match text.parse::<Timestamp>() {
+        Ok(timestamp) => timestamp,
+        Err(_) => text.parse::<civil::DateTime>().ok()?.to_zoned_datetime(zone.clone()).ok()?.timestamp(),
+    };
+    u64::try_from(timestamp.as_millisecond()).ok()
+}
+
+/// Bytes, or with `K`, `M`, `G`, `T`, `P` powers of 1024.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is no size: a number, with K, M, G, T or P for powers of 1024");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    let unit = text.strip_prefix(digits).unwrap_or_default().to_ascii_uppercase();
+    let unit = unit.strip_suffix("IB").or(unit.strip_suffix('B')).unwrap_or(&unit);
+    let shift = match unit {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        "P" => 50,
+        _ => return Err(wrong()),
+    };
+    match number.checked_mul(1 << shift) {
+        Some(0) => Err("a size must be larger than 0".to_owned()),
+        Some(bytes) => Ok(bytes),
+        None => Err(format!("`{text}` is too large")),
+    }
+}
+
+/// `5%` or `0.05`: a share above 0, at most all.
+pub(super) fn share(text: &str) -> Result<f64, String> {
+    let (number, scale) = match text.strip_suffix('%') {
+        Some(percent) => (percent, 100.0),
+        None => (text, 1.0),
+    };
+    match number.trim().parse::<f64>() {
+        Ok(share) if share > 0.0 && share / scale <= 1.0 => Ok(share / scale),
+        _ => Err(format!("`{text}` is no share: like 5%, above 0% and at most 100%")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,165 @@
+//! `thinbak pool`.
+
+use thinbak_proto::v1::{
+    CreatePoolRequest, ListPoolsRequest, PoolInfo, PoolMessageRequest, PoolRequest, ResizePoolRequest,
+    pools_client::PoolsClient,
+};
+
+use super::{
+    Context,
+    args::{Pool, PoolCreate},
+    stop::{DAMAGED, Stop},
+};
+use crate::{
+    client::{BoxedChannel, connect_agent},
+    output::{Column, human, json},
+};
+
+type Client = PoolsClient<BoxedChannel>;
+
+pub(super) async fn run(context: &Context, command: Pool) -> Result<(), Stop> {
+    let agent = connect_agent(&context.settings).await?;
+    let outcome = call(context, agent.pools(), command).await;
+    agent.close().await;
+    outcome
+}
+
+async fn call(context: &Context, mut pools: Client, command: Pool) -> Result<(), Stop> {
+    let output = context.output;
+    match command {
+        Pool::Create(create) => {
+            let made = pools.create_pool(create_request(create)).await?.into_inner();
+            show(context, &made)
+        }
+        Pool::List => list(context, pools).await,
+        Pool::Status { pool } => {
+            let info = pools.pool_status(PoolRequest { pool }).await?.into_inner();
+            show(context, &info)
+        }
+        Pool::Check { pool } => check(context, pools, pool).await,
+        Pool::Resize { pool, size } => {
+            let request = ResizePoolRequest { pool, size_bytes: size };
+            let info = pools.resize_pool(request).await?.into_inner();
+            show(context, &info)
+        }
+        Pool::Remove { pool } => {
+            pools.remove_pool(PoolRequest { pool: pool.clone() }).await?;
+            if output.is_json() {
+                return Ok(output.document(&serde_json::json!({ "removed": pool }))?);
+            }
+            output.note(&format!("pool {pool} is removed"));
+            Ok(())
+        }
+        Pool::Message { pool, words } => {
+            pools.message(PoolMessageRequest { pool, words }).await?;
+            Ok(())
+        }
+    }
+}
+
+fn create_request(create: PoolCreate) -> CreatePoolRequest {
+    CreatePoolRequest {
+        pool: create.pool,
+        size_bytes: create.size.unwrap_or_default(),
+        block_bytes: create.block_size,
+        metadata_bytes: create.metadata_size.unwrap_or_default(),
+        dir: create.dir.unwrap_or_default(),
+        data_device: create.data.unwrap_or_default(),
+        metadata_device: create.metadata.unwrap_or_default(),
+    }
+}
+
+async fn list(context: &Context, mut pools: Client) -> Result<(), Stop> {
+    let listed = pools.list_pools(ListPoolsRequest {}).await?.into_inner().pools;
+    if context.output.is_json() {
+        let listed: Vec<_> = listed.iter().map(json::pool).collect();
+        return Ok(context.output.document(&serde_json::json!({ "pools": listed }))?);
+    }
+    let columns = [
+        Column::Left("POOL"),
+        Column::Left("MODE"),
+        Column::Right("SIZE"),
+        Column::Right("USED"),
+        Column::Right("VOLUMES"),
+        Column::Right("SNAPSHOTS"),
+        Column::Left("PLACE"),
+    ];
+    let rows = listed.iter().map(|pool| {
+        let place = format!("{}:{}", pool.kind, pool.place);
+        if !pool.error.is_empty() {
+            let nothing = String::new;
+            return vec![
+                pool.name.clone(),
+                "?".to_owned(),
+                nothing(),
+                nothing(),
+                nothing(),
+                nothing(),
+                place,
+            ];
+        }
+        vec![
+            pool.name.clone(),
+            pool.mode.clone(),
+            human::bytes(pool.data_total_blocks.saturating_mul(pool.block_bytes)),
+            human::bytes(pool.data_used_blocks.saturating_mul(pool.block_bytes)),
+            pool.volumes.to_string(),
+            pool.snapshots.to_string(),
+            place,
+        ]
+    });
+    context.output.table(&columns, rows.collect())?;
+    for pool in listed.iter().filter(|pool| !pool.error.is_empty()) {
+        context.output.note(&format!("warning: {}", pool.error));
+    }
+    Ok(())
+}
+
+fn show(context: &Context, pool: &PoolInfo) -> Result<(), Stop> {
+    if context.output.is_json() {
+        return Ok(context.output.document(&json::pool(pool))?);
+    }
+    let held = match pool.held_root {
+        0 => "none".to_owned(),
+        root => format!("held, at metadata block {root}"),
+    };
+    for (name, value) in [
+        ("pool", pool.name.clone()),
+        ("place", format!("{}:{}", pool.kind, pool.place)),
+        ("uuid", pool.uuid.clone()),
+        ("mode", pool.mode.clone()),
+        ("block size", human::bytes(pool.block_bytes)),
+        ("data blocks", human::used(pool.data_used_blocks, pool.data_total_blocks)),
+        ("metadata blocks", human::used(pool.metadata_used_blocks, pool.metadata_total_blocks)),
+        ("transaction id", pool.transaction_id.to_string()),
+        ("metadata snapshot", held),
+        ("volumes", pool.volumes.to_string()),
+        ("snapshots", pool.snapshots.to_string()),
+        ("status", pool.status_line.clone()),
+    ] {
+        context.output.line(&format!("{:<18} {value}", format!("{name}:")))?;
+    }
+    Ok(())
+}
+
+async fn check(context: &Context, mut pools: Client, pool: String) -> Result<(), Stop> {
+    let report = pools.check_pool(PoolRequest { pool: pool.clone() }).await?.into_inner();
+    if context.output.is_json() {
+        context.output.document(&json::check(&pool, &report))?;
+    } else {
+        for damage in &report.damage {
+            let weight = if damage.fatal { "damage" } else { "minor" };
+            context.output.line(&format!("{weight}: {}: {}", damage.invariant, damage.description))?;
+        }
+        let verdict = match report.damage.len() {
+            0 => "no damage".to_owned(),
+            1 => "1 thing is wrong".to_owned(),
+            count => format!("{count} things are wrong"),
+        };
+        context.output.line(&format!(
+            "{pool}: {verdict}; {} devices, {} mappings, {} metadata blocks checked",
+            report.devices, report.mappings, report.metadata_blocks_checked
+        ))?;
+    }
+    if report.damage.is_empty() { Ok(()) } else { Err(Stop::Exit(DAMAGED)) }
+}

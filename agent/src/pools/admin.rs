@@ -1,0 +1,307 @@
+//! Making, listing, checking, growing and removing pools.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use thinbak_engine::{
+    Access, BlockDevice, BlockSize, FileDevice,
+    check::{self, CheckReport},
+    embedded::{CreateOptions, EmbeddedPool, Kind},
+};
+use thinbak_proto::{
+    Failed, FailureKind,
+    v1::{CheckPoolResponse, CreatePoolRequest, PoolDamage, PoolInfo},
+};
+
+use super::{
+    PoolManager,
+    failure::{of_check, while_doing},
+    place::{PoolSpec, check_name},
+};
+
+const DEFAULT_BLOCK_BYTES: u64 = 64 * 1024;
+const METADATA_BLOCK_BYTES: usize = 4096;
+/// A check of a pool in use is repeated this often when commits get in between.
+const CHECK_ATTEMPTS: u32 = 5;
+
+pub(super) fn create(manager: &PoolManager, request: &CreatePoolRequest) -> Result<PoolInfo, Failed> {
+    let plan = Plan::of(manager, request)?;
+    if plan.register {
+        register(manager, &plan)?;
+    }
+    let make = || {
+        if let Some(parent) = plan.dir.parent() {
+            std::fs::create_dir_all(parent).map_err(|error| {
+                Failed::new(FailureKind::Failed, format!("make directory {}: {error}", parent.display()))
+            })?;
+        }
+        EmbeddedPool::create(&plan.dir, plan.options.clone())
+            .map_err(while_doing(|| format!("create pool {}", request.pool)))
+    };
+    match make() {
+        Ok(pool) => info(&manager.insert(pool)),
+        Err(failed) => {
+            if plan.register
+                && let Err(error) = unregister(manager, &plan.name)
+            {
+                tracing::warn!(pool = plan.name, %error, "the pool's name is left in the list");
+            }
+            Err(failed)
+        }
+    }
+}
+
+/// What to make where.
+struct Plan {
+    name: String,
+    dir: PathBuf,
+    register: bool,
+    options: CreateOptions,
+}
+
+impl Plan {
+    fn of(manager: &PoolManager, request: &CreatePoolRequest) -> Result<Self, Failed> {
+        let usage = |message: String| Failed::new(FailureKind::Usage, message);
+        let wanted = Some(&request.dir).filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        let (name, dir, register) = match (PoolSpec::parse(&request.pool)?, wanted) {
+            (PoolSpec::Name(name), Some(dir)) => (name, dir, true),
+            (PoolSpec::Name(name), None) => {
+                let dir = manager.known.default_dir(&name);
+                (name, dir, true)
+            }
+            (PoolSpec::Dir(dir), None) => {
+                let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+                check_name(&name)?;
+                (name, dir, false)
+            }
+            (PoolSpec::Dir(_), Some(_)) => {
+                return Err(usage("the pool's directory is given twice".to_owned()));
+            }
+        };
+        for path in [&request.dir, &request.data_device, &request.metadata_device] {
+            if !path.is_empty() && !Path::new(path).is_absolute() {
+                return Err(usage(format!("the path {path} must be absolute")));
+            }
+        }
+        let devices = match (request.data_device.as_str(), request.metadata_device.as_str()) {
+            ("", "") => None,
+            ("", _) | (_, "") => {
+                return Err(usage("a pool on devices needs both a data and a metadata device".to_owned()));
+            }
+            (data, metadata) => Some((PathBuf::from(data), PathBuf::from(metadata))),
+        };
+        let block_bytes = Some(request.block_bytes).filter(|bytes| *bytes > 0).unwrap_or(DEFAULT_BLOCK_BYTES);
+        let block_size = BlockSize::from_bytes(block_bytes).map_err(|error| {
+            usage(format!("create pool {}: {error}", request.pool))
+                .with_hint("a block size is a multiple of 64 KiB, at most 1 GiB")
+        })?;
+        let options = CreateOptions {
+            name: name.clone(),
+            data_bytes: request.size_bytes,
+            block_size,
+            metadata_bytes: Some(request.metadata_bytes).filter(|bytes| *bytes > 0),
+            devices,
+        };
+        Ok(Self { name, dir, register, options })
+    }
+}
+
+/// The name comes first: what a crash leaves then is a name without a pool, which the next attempt takes over.
+fn register(manager: &PoolManager, plan: &Plan) -> Result<(), Failed> {
+    manager.known.change(|pools| match pools.get(&plan.name) {
+        Some(dir) if *dir != plan.dir || dir.join("pool.json").exists() => Err(Failed::new(
+            FailureKind::Refused,
+            format!("create pool {}: there is one of this name at {}", plan.name, dir.display()),
+        )),
+        _ => {
+            pools.insert(plan.name.clone(), plan.dir.clone());
+            Ok(())
+        }
+    })
+}
+
+fn unregister(manager: &PoolManager, name: &str) -> Result<(), Failed> {
+    manager.known.change(|pools| {
+        pools.remove(name);
+        Ok(())
+    })
+}
+
+pub(super) fn list(manager: &PoolManager) -> Result<Vec<PoolInfo>, Failed> {
+    let known = manager.known.all()?;
+    let listed = known.into_iter().map(|(name, dir)| {
+        let opened = manager.open_dir(&name, &dir).and_then(|pool| info(&pool));
+        match opened {
+            Ok(info) => PoolInfo { name, ..info },
+            Err(failed) => PoolInfo {
+                name,
+                kind: "dir".to_owned(),
+                place: dir.display().to_string(),
+                error: failed.message,
+                ..PoolInfo::default()
+            },
+        }
+    });
+    Ok(listed.collect())
+}
+
+pub(super) fn status(manager: &PoolManager, spec: &str) -> Result<PoolInfo, Failed> {
+    info(&*manager.open(spec)?)
+}
+
+pub(super) fn resize(manager: &PoolManager, spec: &str, size_bytes: u64) -> Result<PoolInfo, Failed> {
+    let pool = manager.open(spec)?;
+    pool.grow(size_bytes).map_err(while_doing(|| format!("resize pool {spec}")))?;
+    info(&pool)
+}
+
+/// Removes the pool and its name. A name whose pool is gone is only taken off the list.
+pub(super) fn remove(manager: &PoolManager, spec: &str) -> Result<(), Failed> {
+    let dir = manager.dir_of(spec)?;
+    let removed = manager.remove(spec, &dir);
+    let registered = matches!(PoolSpec::parse(spec)?, PoolSpec::Name(_));
+    match removed {
+        Err(failed) if !(registered && failed.kind == FailureKind::NotFound) => Err(failed),
+        _ => manager.known.change(|pools| {
+            pools.retain(|_, place| *place != dir);
+            Ok(())
+        }),
+    }
+}
+
+/// Messages that change what the registry knows are refused by the pool itself.
+pub(super) fn message(manager: &PoolManager, spec: &str, words: &[String]) -> Result<(), Failed> {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    if words.is_empty() {
+        return Err(Failed::new(FailureKind::Usage, format!("message to pool {spec}: no words")));
+    }
+    if !matches!(words.first(), Some(&("reserve_metadata_snap" | "release_metadata_snap"))) {
+        return Err(Failed::new(
+            FailureKind::Refused,
+            format!(
+                "message to pool {spec}: `{}` would bring the pool and its registry out of step",
+                words.join(" ")
+            ),
+        )
+        .with_hint("thinbak volume create, snapshot and remove keep both in step"));
+    }
+    manager.open(spec)?.message(&words).map_err(while_doing(|| format!("message to pool {spec}")))
+}
+
+pub(super) fn check(manager: &PoolManager, spec: &str) -> Result<CheckPoolResponse, Failed> {
+    let dir = manager.dir_of(spec)?;
+    match manager.open_dir(spec, &dir) {
+        Ok(pool) => check_open(spec, &pool).map(answer),
+        // Too damaged to be opened: its metadata alone can still be looked at.
+        Err(failed) if failed.kind == FailureKind::Damaged => {
+            let Ok(device) = FileDevice::open(&dir.join("metadata"), Access::ReadOnly) else {
+                return Err(failed);
+            };
+            let report = check::check(Arc::new(device), None).map_err(of_check)?;
+            let mut answer = answer(report);
+            answer.damage.push(PoolDamage {
+                invariant: "N".to_owned(),
+                fatal: true,
+                description: failed.message,
+            });
+            Ok(answer)
+        }
+        Err(failed) => Err(failed),
+    }
+}
+
+/// Checks the last commit. Its blocks stay as they are until the next one, so a report counts when none came in
+/// between.
+fn check_open(spec: &str, pool: &EmbeddedPool) -> Result<CheckReport, Failed> {
+    let data_bytes = Some(pool.pool().data_device().size_bytes());
+    for _ in 0..CHECK_ATTEMPTS {
+        pool.flush().map_err(while_doing(|| format!("check pool {spec}")))?;
+        let metadata = pool.pool().metadata_device();
+        let before = superblock(metadata.as_ref(), spec)?;
+        let report = check::check(Arc::clone(metadata), data_bytes).map_err(of_check)?;
+        if superblock(metadata.as_ref(), spec)? == before {
+            return Ok(report);
+        }
+    }
+    Err(Failed::new(FailureKind::Busy, format!("check pool {spec}: it is being written all the time"))
+        .with_hint("check it when no job is running"))
+}
+
+fn superblock(metadata: &dyn BlockDevice, spec: &str) -> Result<Vec<u8>, Failed> {
+    let mut block = vec![0; METADATA_BLOCK_BYTES];
+    metadata.read_at(0, &mut block).map_err(|error| {
+        Failed::new(FailureKind::Failed, format!("check pool {spec}: read its superblock: {error}"))
+    })?;
+    Ok(block)
+}
+
+fn answer(report: CheckReport) -> CheckPoolResponse {
+    let mut damage: Vec<PoolDamage> = report
+        .damage
+        .into_iter()
+        .map(|damage| PoolDamage {
+            invariant: damage.invariant.to_owned(),
+            fatal: damage.fatal,
+            description: damage.description,
+        })
+        .collect();
+    for (count, fatal) in [(report.fatal_omitted, true), (report.minor_omitted, false)] {
+        if count > 0 {
+            damage.push(PoolDamage {
+                invariant: "N".to_owned(),
+                fatal,
+                description: format!("{count} more are not listed"),
+            });
+        }
+    }
+    CheckPoolResponse {
+        damage,
+        devices: report.devices,
+        mappings: report.mappings,
+        metadata_blocks_checked: report.blocks,
+    }
+}
+
+/// Those that are open, for the agent's status.
+pub(crate) fn open_pool_infos(manager: &PoolManager) -> Vec<PoolInfo> {
+    let mut infos: Vec<PoolInfo> = manager
+        .open_pools()
+        .iter()
+        .map(|pool| {
+            info(pool).unwrap_or_else(|failed| PoolInfo {
+                name: pool.name().to_owned(),
+                error: failed.message,
+                ..PoolInfo::default()
+            })
+        })
+        .collect();
+    infos.sort_by(|left, right| left.name.cmp(&right.name));
+    infos
+}
+
+fn info(pool: &EmbeddedPool) -> Result<PoolInfo, Failed> {
+    let status = pool.pool().status();
+    let volumes = pool.volumes();
+    let count =
+        |wanted: fn(&Kind) -> bool| volumes.iter().filter(|volume| wanted(&volume.kind)).count() as u64;
+    Ok(PoolInfo {
+        name: pool.name().to_owned(),
+        kind: "dir".to_owned(),
+        place: pool.dir().display().to_string(),
+        uuid: pool.uuid().to_string(),
+        transaction_id: status.transaction_id,
+        block_bytes: pool.pool().block_size().bytes(),
+        metadata_used_blocks: status.metadata_used,
+        metadata_total_blocks: status.metadata_total,
+        data_used_blocks: status.data_used,
+        data_total_blocks: status.data_total,
+        held_root: status.held_root.map_or(0, |root| root.0),
+        mode: status.mode.to_string().to_lowercase(),
+        volumes: count(|kind| matches!(kind, Kind::Volume)),
+        snapshots: count(|kind| matches!(kind, Kind::Snapshot { .. } | Kind::Base { .. })),
+        status_line: status.to_string(),
+        error: String::new(),
+    })
+}

@@ -1,0 +1,219 @@
+//! A volume's content from extents.
+//!
+//! They are written to a private head that takes the volume's place when all are there, so a failed or
+//! interrupted import leaves nothing, and an existing volume as it was.
+
+use std::sync::Arc;
+
+use thinbak_engine::{
+    VirtualBlock,
+    embedded::{EmbeddedPool, Volume, check_volume_name},
+};
+use thinbak_proto::{
+    Failed, FailureKind, MAX_PAYLOAD_LEN,
+    v1::{Extent, ImportRequest, ImportTarget, VolumeInfo, extent::Content, import_request::Message},
+};
+use tokio::sync::mpsc;
+use tonic::Streaming;
+
+use super::{
+    PoolManager, VolumeLock, blocking,
+    failure::{of_pool, while_doing},
+    volumes,
+};
+
+/// Extents that may wait for the pool.
+const QUEUED_EXTENTS: usize = 4;
+const SECTOR_BYTES: u64 = 512;
+
+/// What reaches the thread that writes. A queue that ends without `End` was abandoned.
+enum Piece {
+    Extent(Extent),
+    End,
+}
+
+/// Takes in a whole stream.
+pub(super) async fn run(
+    manager: Arc<PoolManager>,
+    mut requests: Streaming<ImportRequest>,
+) -> Result<VolumeInfo, Failed> {
+    let Some(ImportRequest { message: Some(Message::Target(target)) }) = requests.message().await? else {
+        return Err(usage("an import must begin with its target"));
+    };
+    let (sender, receiver) = mpsc::channel(QUEUED_EXTENTS);
+    let writing = tokio::spawn(blocking(move || write(&manager, &target, receiver)));
+    let forwarded = forward(&mut requests, &sender).await;
+    if forwarded.is_ok() {
+        // A writer that is gone says itself why.
+        let _ = sender.send(Piece::End).await;
+    }
+    drop(sender);
+    let written = writing.await.unwrap_or_else(|error| {
+        Err(Failed::new(FailureKind::Failed, format!("an import ended early: {error}")))
+    });
+    forwarded.and(written)
+}
+
+async fn forward(
+    requests: &mut Streaming<ImportRequest>,
+    sender: &mpsc::Sender<Piece>,
+) -> Result<(), Failed> {
+    while let Some(request) = requests.message().await? {
+        let Some(Message::Extent(extent)) = request.message else {
+            return Err(usage("an import has one target, then extents"));
+        };
+        if sender.send(Piece::Extent(extent)).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn write(
+    manager: &PoolManager,
+    target: &ImportTarget,
+    pieces: mpsc::Receiver<Piece>,
+) -> Result<VolumeInfo, Failed> {
+    let mut import = Import::begin(manager, target)?;
+    let job = manager.jobs().start("import", &format!("{}/{}", target.pool, target.volume));
+    let applied = import.apply(pieces, |done| job.update("transfer", done, target.size_bytes));
+    let outcome = applied.and_then(|()| import.publish());
+    if outcome.is_err()
+        && let Err(error) = import.pool.drop_transient(&import.head)
+    {
+        tracing::warn!(device = %import.head.device, %error, "a private head is left until the pool is opened again");
+    }
+    let volume = outcome?;
+    volumes::info(&import.pool, &volume)
+}
+
+struct Import {
+    name: String,
+    pool: Arc<EmbeddedPool>,
+    head: Volume,
+    replaces: bool,
+    /// Everything before this has been dealt with.
+    next: u64,
+    _lock: VolumeLock,
+}
+
+impl Import {
+    fn begin(manager: &PoolManager, target: &ImportTarget) -> Result<Self, Failed> {
+        let name = format!("{}/{}", target.pool, target.volume);
+        let attempt = || format!("import into {name}");
+        let pool = manager.open(&target.pool)?;
+        let lock = manager.lock_volume(pool.uuid(), &target.volume)?;
+        let existing = match pool.volume(&target.volume) {
+            Ok(volume) => Some(volume),
+            Err(error) => match while_doing(attempt)(error) {
+                failed if failed.kind == FailureKind::NotFound => None,
+                failed => return Err(failed),
+            },
+        };
+        let size_bytes = match &existing {
+            Some(volume) => {
+                refuse_content(&pool, volume, &name)?;
+                if target.size_bytes > volume.size_bytes {
+                    return Err(too_large(&name, volume.size_bytes));
+                }
+                volume.size_bytes
+            }
+            None if target.size_bytes == 0 => {
+                return Err(usage(format!(
+                    "import into {name}: there is no such volume, and the size is unknown"
+                ))
+                .with_hint("make the volume first, or give --size"));
+            }
+            None => {
+                check_volume_name(&target.volume).map_err(|error| {
+                    usage(format!("import into {name}: `{}` is no name: {error}", target.volume))
+                })?;
+                target.size_bytes.checked_next_multiple_of(SECTOR_BYTES).unwrap_or(target.size_bytes)
+            }
+        };
+        let head = pool.create_head(size_bytes, None).map_err(while_doing(attempt))?;
+        Ok(Self { name, pool, head, replaces: existing.is_some(), next: 0, _lock: lock })
+    }
+
+    fn apply(&mut self, mut pieces: mpsc::Receiver<Piece>, tell: impl Fn(u64)) -> Result<(), Failed> {
+        loop {
+            match pieces.blocking_recv() {
+                Some(Piece::Extent(extent)) => self.extent(&extent)?,
+                Some(Piece::End) => return Ok(()),
+                None => {
+                    return Err(Failed::new(
+                        FailureKind::Failed,
+                        format!("import into {} was interrupted", self.name),
+                    ));
+                }
+            }
+            tell(self.next);
+        }
+    }
+
+    /// What reads as zero needs no writing: the head is empty.
+    fn extent(&mut self, extent: &Extent) -> Result<(), Failed> {
+        let begin = extent.offset_bytes;
+        let len = match &extent.content {
+            Some(Content::Data(data)) => data.len() as u64,
+            Some(Content::ZeroBytes(len) | Content::UnmappedBytes(len)) => *len,
+            None => return Err(usage(format!("import into {}: an extent without content", self.name))),
+        };
+        if begin < self.next {
+            return Err(usage(format!(
+                "import into {}: an extent at byte {begin} after one that ends at {}",
+                self.name, self.next
+            )));
+        }
+        let end = begin.saturating_add(len);
+        if end > self.head.size_bytes {
+            return Err(too_large(&self.name, self.head.size_bytes));
+        }
+        if let Some(Content::Data(data)) = &extent.content {
+            if data.len() > MAX_PAYLOAD_LEN {
+                return Err(usage(format!(
+                    "import into {}: an extent of {len} bytes is too large",
+                    self.name
+                )));
+            }
+            let attempt = || format!("import into {}", self.name);
+            self.pool.write(&self.head, begin, data).map_err(while_doing(attempt))?;
+        }
+        self.next = end;
+        Ok(())
+    }
+
+    fn publish(&self) -> Result<Volume, Failed> {
+        let volume = self.name.rsplit('/').next().unwrap_or_default();
+        let published = if self.replaces {
+            self.pool.replace_volume(volume, &self.head)
+        } else {
+            self.pool.publish_head(&self.head, volume)
+        };
+        published.map_err(while_doing(|| format!("import into {}", self.name)))
+    }
+}
+
+fn refuse_content(pool: &EmbeddedPool, volume: &Volume, name: &str) -> Result<(), Failed> {
+    let mapped = pool
+        .pool()
+        .is_mapped_ranges(volume.device, VirtualBlock(0), VirtualBlock(u64::MAX), 1)
+        .map_err(of_pool("the volume's mappings could not be read"))?;
+    if mapped.is_empty() {
+        return Ok(());
+    }
+    Err(Failed::new(FailureKind::Refused, format!("import into {name}: the volume is not empty"))
+        .with_hint("import into a new volume, or remove this one first"))
+}
+
+fn too_large(name: &str, size_bytes: u64) -> Failed {
+    Failed::new(
+        FailureKind::Refused,
+        format!("import into {name}: the input is larger than the volume's {size_bytes} bytes"),
+    )
+    .with_hint("enlarge the volume with: thinbak volume resize")
+}
+
+fn usage(message: impl Into<String>) -> Failed {
+    Failed::new(FailureKind::Usage, message)
+}

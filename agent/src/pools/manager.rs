@@ -1,0 +1,134 @@
+//! The pools that this process has open.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+use thinbak_engine::embedded::EmbeddedPool;
+use thinbak_proto::{Failed, FailureKind};
+use uuid::Uuid;
+
+use super::{
+    failure::while_doing,
+    known::KnownPools,
+    place::PoolSpec,
+    running::{JobTable, VolumeLock, VolumeLocks},
+};
+
+/// The pools of this process: finds them by name or place, opens them once, keeps them open.
+///
+/// All methods but [`jobs`](Self::jobs), [`lease`](Self::lease) and [`lock_volume`](Self::lock_volume) block.
+pub struct PoolManager {
+    pub(super) known: KnownPools,
+    /// By directory. The lock is held while a pool is opened or removed, so that neither happens twice.
+    open: Mutex<HashMap<PathBuf, Arc<EmbeddedPool>>>,
+    locks: VolumeLocks,
+    jobs: JobTable,
+    /// By pool: who may reserve its one metadata snapshot.
+    leases: Mutex<HashMap<Uuid, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl PoolManager {
+    /// The pools that `state_dir` knows; nothing is opened or made yet.
+    #[must_use]
+    pub fn new(state_dir: impl Into<PathBuf>) -> Arc<Self> {
+        Arc::new(Self {
+            known: KnownPools::new(state_dir.into()),
+            open: Mutex::default(),
+            locks: VolumeLocks::default(),
+            jobs: JobTable::default(),
+            leases: Mutex::default(),
+        })
+    }
+
+    /// The pool called `spec`, or at the place `dir:/path`; opened if it is not.
+    pub fn open(&self, spec: &str) -> Result<Arc<EmbeddedPool>, Failed> {
+        let dir = self.dir_of(spec)?;
+        self.open_dir(spec, &dir)
+    }
+
+    /// Excludes other jobs of this process from a volume.
+    pub fn lock_volume(&self, pool_uuid: Uuid, volume: &str) -> Result<VolumeLock, Failed> {
+        self.locks.lock(pool_uuid, volume)
+    }
+
+    /// Waits for its turn with the pool's metadata snapshot, of which there is one: jobs of this process on
+    /// different volumes of a pool take turns. Given back when dropped.
+    pub async fn lease(&self, pool_uuid: Uuid) -> tokio::sync::OwnedMutexGuard<()> {
+        let lease = Arc::clone(self.leases.lock().entry(pool_uuid).or_default());
+        lease.lock_owned().await
+    }
+
+    /// The jobs that are running.
+    #[must_use]
+    pub fn jobs(&self) -> &JobTable {
+        &self.jobs
+    }
+
+    /// Closes all pools that nobody uses any more; the others close when their last user ends.
+    pub fn close(&self) {
+        let pools = std::mem::take(&mut *self.open.lock());
+        drop(pools);
+    }
+
+    /// The directory that `spec` stands for.
+    pub(super) fn dir_of(&self, spec: &str) -> Result<PathBuf, Failed> {
+        match PoolSpec::parse(spec)? {
+            PoolSpec::Dir(dir) => Ok(dir),
+            PoolSpec::Name(name) => self.known.dir_of(&name),
+        }
+    }
+
+    pub(super) fn open_dir(&self, spec: &str, dir: &Path) -> Result<Arc<EmbeddedPool>, Failed> {
+        let key = key(dir);
+        let mut open = self.open.lock();
+        if let Some(pool) = open.get(&key) {
+            return Ok(Arc::clone(pool));
+        }
+        let pool = EmbeddedPool::open(&key).map_err(while_doing(|| format!("open pool {spec}")))?;
+        let pool = Arc::new(pool);
+        open.insert(key, Arc::clone(&pool));
+        Ok(pool)
+    }
+
+    /// Takes in a pool that was just made.
+    pub(super) fn insert(&self, pool: EmbeddedPool) -> Arc<EmbeddedPool> {
+        let pool = Arc::new(pool);
+        self.open.lock().insert(key(pool.dir()), Arc::clone(&pool));
+        pool
+    }
+
+    /// Those that are open.
+    pub(super) fn open_pools(&self) -> Vec<Arc<EmbeddedPool>> {
+        self.open.lock().values().map(Arc::clone).collect()
+    }
+
+    /// Removes a pool that nobody uses.
+    pub(super) fn remove(&self, spec: &str, dir: &Path) -> Result<(), Failed> {
+        let pool = self.open_dir(spec, dir)?;
+        let busy = || {
+            Failed::new(FailureKind::Busy, format!("remove pool {spec}: a job is working on it"))
+                .with_hint("thinbak agent status shows it")
+        };
+        if self.locks.any(pool.uuid()) {
+            return Err(busy());
+        }
+        let mut open = self.open.lock();
+        open.remove(&key(dir));
+        match Arc::try_unwrap(pool) {
+            Ok(pool) => pool.remove().map_err(while_doing(|| format!("remove pool {spec}"))),
+            Err(used) => {
+                open.insert(key(dir), used);
+                Err(busy())
+            }
+        }
+    }
+}
+
+/// One key for all spellings of a directory.
+fn key(dir: &Path) -> PathBuf {
+    dir.canonicalize().unwrap_or_else(|_| dir.to_owned())
+}

@@ -1,0 +1,132 @@
+//! Volumes and snapshots of a pool.
+
+use std::{collections::HashMap, sync::Arc};
+
+use thinbak_engine::embedded::{EmbeddedPool, Kind, Volume};
+use thinbak_proto::{
+    Failed, FailureKind,
+    v1::{
+        CreateVolumeRequest, RemoveVolumeRequest, ResizeVolumeRequest, SnapshotVolumesRequest, VolumeInfo,
+        VolumeKind,
+    },
+};
+
+use super::{
+    PoolManager,
+    failure::{failed, of_pool, while_doing},
+};
+
+pub(super) fn create(manager: &PoolManager, request: &CreateVolumeRequest) -> Result<VolumeInfo, Failed> {
+    let pool = manager.open(&request.pool)?;
+    let attempt = || format!("create volume {}/{}", request.pool, request.volume);
+    let volume = pool.create_volume(&request.volume, request.size_bytes).map_err(while_doing(attempt))?;
+    info(&pool, &volume)
+}
+
+pub(super) fn snapshot(
+    manager: &PoolManager,
+    request: &SnapshotVolumesRequest,
+) -> Result<Vec<VolumeInfo>, Failed> {
+    let Some(first) = request.snapshots.first() else {
+        return Err(Failed::new(FailureKind::Usage, "no snapshot is named"));
+    };
+    let pool = manager.open(&first.pool)?;
+    for other in &request.snapshots {
+        if other.pool != first.pool && manager.open(&other.pool)?.uuid() != pool.uuid() {
+            return Err(Failed::new(
+                FailureKind::Usage,
+                format!(
+                    "snapshots of the pools {} and {} cannot be of one moment: name one pool per call",
+                    first.pool, other.pool
+                ),
+            ));
+        }
+    }
+    let names: Vec<(&str, &str)> = request
+        .snapshots
+        .iter()
+        .map(|snapshot| (snapshot.volume.as_str(), snapshot.snapshot.as_str()))
+        .collect();
+    let taken =
+        pool.take_snapshots(&names).map_err(while_doing(|| format!("snapshot in pool {}", first.pool)))?;
+    taken.iter().map(|volume| info(&pool, volume)).collect()
+}
+
+/// Volumes each with its snapshots; private devices of running jobs are left out.
+pub(super) fn list(manager: &PoolManager, spec: &str) -> Result<Vec<VolumeInfo>, Failed> {
+    let pool = manager.open(spec)?;
+    let mut volumes = pool.volumes();
+    volumes.retain(|volume| !matches!(volume.kind, Kind::Head | Kind::Candidate));
+    volumes.extend(pool.unknown_devices().map_err(failed)?);
+    volumes.sort_by(|left, right| order(left).cmp(&order(right)));
+    let devices = pool.pool().devices().map_err(of_pool("the devices could not be listed"))?;
+    let mapped: HashMap<_, _> =
+        devices.into_iter().map(|device| (device.id, device.details.mapped_blocks)).collect();
+    let block_bytes = pool.pool().block_size().bytes();
+    let infos = volumes.iter().map(|volume| {
+        let blocks = mapped.get(&volume.device).copied().unwrap_or_default();
+        to_wire(volume, blocks.saturating_mul(block_bytes))
+    });
+    Ok(infos.collect())
+}
+
+fn order(volume: &Volume) -> (bool, &str, u64, u32) {
+    let name = volume.name.split('@').next().unwrap_or_default();
+    let unknown = matches!(volume.kind, Kind::Unknown);
+    let created = if matches!(volume.kind, Kind::Volume) { 0 } else { volume.created_at_ms.max(1) };
+    (unknown, name, created, volume.device.get())
+}
+
+pub(super) fn resize(manager: &PoolManager, request: &ResizeVolumeRequest) -> Result<VolumeInfo, Failed> {
+    let pool = manager.open(&request.pool)?;
+    let _lock = manager.lock_volume(pool.uuid(), &request.volume)?;
+    let attempt = || format!("resize volume {}/{}", request.pool, request.volume);
+    let volume = pool.resize_volume(&request.volume, request.size_bytes).map_err(while_doing(attempt))?;
+    info(&pool, &volume)
+}
+
+/// Tells what it removed.
+pub(super) fn remove(manager: &PoolManager, request: &RemoveVolumeRequest) -> Result<VolumeInfo, Failed> {
+    let pool = manager.open(&request.pool)?;
+    let _lock = manager.lock_volume(pool.uuid(), &request.volume)?;
+    let (volume, snapshot) = (request.volume.as_str(), request.snapshot.as_str());
+    let (present, attempt) = if snapshot.is_empty() {
+        (pool.volume(volume), format!("remove volume {}/{volume}", request.pool))
+    } else {
+        (pool.snapshot(volume, snapshot), format!("remove snapshot {}/{volume}@{snapshot}", request.pool))
+    };
+    let present = present.map_err(while_doing(|| attempt.clone()))?;
+    let removed = info(&pool, &present)?;
+    let outcome = if snapshot.is_empty() {
+        pool.remove_volume(volume).map(|_| ())
+    } else {
+        pool.remove_snapshot(volume, snapshot).map(|_| ())
+    };
+    outcome.map_err(while_doing(|| attempt))?;
+    Ok(removed)
+}
+
+pub(super) fn info(pool: &Arc<EmbeddedPool>, volume: &Volume) -> Result<VolumeInfo, Failed> {
+    let device = pool.pool().device(volume.device).map_err(of_pool("the device could not be looked up"))?;
+    let blocks = device.map_or(0, |device| device.details.mapped_blocks);
+    Ok(to_wire(volume, blocks.saturating_mul(pool.pool().block_size().bytes())))
+}
+
+fn to_wire(volume: &Volume, mapped_bytes: u64) -> VolumeInfo {
+    let kind = match volume.kind {
+        Kind::Snapshot { .. } => VolumeKind::Snapshot,
+        Kind::Base { .. } => VolumeKind::Base,
+        Kind::Unknown => VolumeKind::Unknown,
+        Kind::Volume | Kind::Head | Kind::Candidate => VolumeKind::Volume,
+    };
+    VolumeInfo {
+        name: volume.name.clone(),
+        kind: kind.into(),
+        uuid: volume.uuid.to_string(),
+        device_id: volume.device.get().into(),
+        size_bytes: volume.size_bytes,
+        mapped_bytes,
+        created_at_ms: volume.created_at_ms,
+        read_only: volume.read_only,
+    }
+}
