@@ -1,6 +1,6 @@
 //! `thinbak generation diff`: two map trees side by side, equal ids skipped with all that is under them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use thinbak_proto::{
     FAN_OUT, Failed, FailureKind, MapEntry, MapNode, NodeId, span_of_level,
@@ -97,9 +97,14 @@ async fn compare(
     let mut local = HashMap::new();
     let left = raised(left, left_levels, levels, &mut local);
     let right = raised(right, right_levels, levels, &mut local);
+    if left == right {
+        return Ok(());
+    }
     let mut join = Join { pending: None, found };
-    // Per level the pairs still to be looked at, the next one last.
-    let mut stack = vec![(levels, vec![Pair { begin: 0, left, right }], HashMap::new())];
+    let top = vec![Pair { begin: 0, left, right }];
+    let fetched = load(nodes, &local, &top).await?;
+    // Per level the pairs still to be looked at, the next one last, and the nodes that they name.
+    let mut stack = vec![(levels, top, fetched)];
     while let Some((level, pairs, fetched)) = stack.last_mut() {
         let Some(pair) = pairs.pop() else {
             stack.pop();
@@ -113,16 +118,25 @@ async fn compare(
             below.iter().try_for_each(|pair| join.add(pair, span_of_level(child_level)))?;
             continue;
         }
-        let ids = below.iter().flat_map(|pair| [pair.left.node(), pair.right.node()]).flatten();
-        let (known, unknown): (Vec<_>, Vec<_>) = ids.partition(|id| local.contains_key(id));
-        let mut fetched = nodes.fetch(unknown).await?;
-        fetched.extend(
-            known.into_iter().filter_map(|id| local.get(&id).map(|node: &MapNode| (id, node.clone()))),
-        );
+        let fetched = load(nodes, &local, &below).await?;
         below.reverse();
         stack.push((child_level, below, fetched));
     }
     join.end()
+}
+
+/// The nodes that `pairs` name: raised ones are here, the others are fetched.
+async fn load(
+    nodes: &mut impl Nodes,
+    local: &HashMap<NodeId, MapNode>,
+    pairs: &[Pair],
+) -> Result<HashMap<NodeId, MapNode>, Failed> {
+    let ids: HashSet<NodeId> =
+        pairs.iter().flat_map(|pair| [pair.left.node(), pair.right.node()]).flatten().collect();
+    let (known, unknown): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| local.contains_key(id));
+    let mut loaded = nodes.fetch(unknown).await?;
+    loaded.extend(known.into_iter().filter_map(|id| local.get(&id).map(|node| (id, node.clone()))));
+    Ok(loaded)
 }
 
 fn is_uniform(pair: &Pair) -> bool {

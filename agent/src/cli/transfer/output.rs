@@ -8,7 +8,7 @@ use std::{
 
 use rustix::fs::{OFlags, fcntl_getfl};
 
-const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// A volume of a known size on its way out.
 pub(super) struct Sparse {
