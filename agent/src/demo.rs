@@ -12,8 +12,8 @@ use thinbak_engine::Volume;
 use thinbak_proto::{
     Failed, FailureKind,
     v1::{
-        BackupJobRequest, CreatePoolRequest, Extent, GenerationSelector, ImportRequest, ImportTarget, JobEvent,
-        JobSummary, PoolVolume as VolumeRef, RepositoryAddress, RestoreJobRequest, SnapshotName,
+        BackupJobRequest, CreatePoolRequest, Extent, GenerationSelector, ImportRequest, ImportTarget,
+        JobEvent, JobSummary, PoolVolume as VolumeRef, RepositoryAddress, RestoreJobRequest, SnapshotName,
         SnapshotVolumesRequest, VolumeName, extent::Content, generation_selector::Which, import_request,
         job_event::Event, jobs_client::JobsClient, pools_client::PoolsClient, repository_address::Address,
         restore_job_request::Target,
@@ -85,8 +85,11 @@ pub struct Proof {
 }
 
 /// Runs the demonstration. A restored volume that differs in one bit or one hole is an error.
-pub async fn run(options: &DemoOptions, tell: &mut (dyn FnMut(DemoEvent) + Send)) -> Result<DemoReport, Failed> {
-    let manager = PoolManager::new(&options.folder.join("state"));
+pub async fn run(
+    options: &DemoOptions,
+    tell: &mut (dyn FnMut(DemoEvent) + Send),
+) -> Result<DemoReport, Failed> {
+    let manager = PoolManager::new(options.folder.join("state"));
     let channel = in_process(agent_routes(Arc::clone(&manager)));
     let repository = options.folder.join("repository");
     let mut demo = Demo {
@@ -167,11 +170,8 @@ impl Demo<'_> {
     }
 
     async fn snapshot(&mut self, name: &str) -> Result<(), Failed> {
-        let snapshot = SnapshotName {
-            pool: POOL.to_owned(),
-            volume: VOLUME.to_owned(),
-            snapshot: name.to_owned(),
-        };
+        let snapshot =
+            SnapshotName { pool: POOL.to_owned(), volume: VOLUME.to_owned(), snapshot: name.to_owned() };
         self.pools.snapshot_volumes(SnapshotVolumesRequest { snapshots: vec![snapshot] }).await?;
         Ok(())
     }
@@ -278,7 +278,10 @@ fn block(random: &mut StdRng, offset: u64, state: &str) -> Bytes {
     if (offset >> 20).is_multiple_of(2) {
         let mut line = 0;
         while bytes.len() < BLOCK as usize {
-            let text = format!("thinbak demo: byte {offset} of the volume, {state}, line {line}, {:08x}\n", random.next_u32());
+            let text = format!(
+                "thinbak demo: byte {offset} of the volume, {state}, line {line}, {:08x}\n",
+                random.next_u32()
+            );
             bytes.extend_from_slice(text.as_bytes());
             line += 1;
         }

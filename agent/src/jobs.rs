@@ -46,7 +46,10 @@ impl Jobs for JobsService {
     type BackupStream = ReceiverStream<Result<JobEvent, Status>>;
     type RestoreStream = ReceiverStream<Result<JobEvent, Status>>;
 
-    async fn backup(&self, request: Request<BackupJobRequest>) -> Result<Response<Self::BackupStream>, Status> {
+    async fn backup(
+        &self,
+        request: Request<BackupJobRequest>,
+    ) -> Result<Response<Self::BackupStream>, Status> {
         let (sender, receiver) = mpsc::channel(QUEUED_EVENTS);
         let events = Events::new("backup", sender, Arc::clone(&self.pools));
         let pools = Arc::clone(&self.pools);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use thinbak_engine::{EmbeddedPool, VirtualBlock, Volume};
+use thinbak_engine::{EmbeddedError, EmbeddedPool, VirtualBlock, Volume};
 use thinbak_proto::Failed;
 
 use crate::pools;
@@ -119,7 +119,7 @@ impl PoolVolume {
                 if next >= stop {
                     return None;
                 }
-                let found = self.pool.pool().mapped_ranges(
+                let found = self.pool.pool().is_mapped_ranges(
                     self.volume.device,
                     VirtualBlock(next),
                     VirtualBlock(stop),
@@ -129,7 +129,8 @@ impl PoolVolume {
                     Ok(found) => found,
                     Err(error) => {
                         next = stop;
-                        return Some(Err(pools::failed(error.into())));
+                        let attempt = "the volume's mappings could not be read";
+                        return Some(Err(pools::failed(EmbeddedError::Pool { attempt, source: error })));
                     }
                 };
                 next = match found.last() {

@@ -9,6 +9,6 @@ mod world;
 
 pub use content::{Mix, changed_copy, write_mix};
 pub use limits::{Limits, measure};
-pub use programs::{Outcome, Program, Running, ServerProcess, json_lines, program, summary_of};
+pub use programs::{Outcome, Program, Running, ServerProcess, json_lines, program, spawn, summary_of};
 pub use scratch::{Scratch, hash_file, seed, thin_check};
-pub use world::{BLOCK, Model, Way, World, metadata_of, number, text};
+pub use world::{BLOCK, Model, OpenPool, Way, World, metadata_of, number, text};

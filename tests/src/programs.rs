@@ -5,10 +5,27 @@ use std::{
     io::{BufRead as _, BufReader, Read as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{Mutex, PoisonError},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
+
+/// Held while a child process is between its birth and its program: until then it holds copies of this
+/// process's open files, and with them the locks of pools.
+static SPAWN: Mutex<()> = Mutex::new(());
+
+/// Starts a command; when this returns the child holds nothing of ours.
+pub fn spawn(command: &mut Command) -> Result<Child> {
+    let _alone = SPAWN.lock().unwrap_or_else(PoisonError::into_inner);
+    command.spawn().with_context(|| format!("starting {:?}", command.get_program()))
+}
+
+/// Does something while no child is being born.
+pub(crate) fn while_none_is_born<T>(work: impl FnOnce() -> T) -> T {
+    let _alone = SPAWN.lock().unwrap_or_else(PoisonError::into_inner);
+    work()
+}
 
 /// One of our programs with the environment of one test: its own state directory and socket, nothing
 /// of the caller's THINBAK variables.
@@ -96,12 +113,7 @@ impl Program {
 
     /// Runs it to its end, whatever the exit code.
     pub fn run<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Result<Outcome> {
-        let output = self.command(arguments).output().context("starting the program")?;
-        Ok(Outcome {
-            code: output.status.code().unwrap_or(-1),
-            stdout: output.stdout,
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        })
+        self.start(arguments)?.wait()
     }
 
     /// Runs it to its end; anything but exit code 0 is an error that carries its output.
@@ -112,7 +124,7 @@ impl Program {
     /// Starts it with output captured.
     pub fn start<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Result<Running> {
         let mut command = self.command(arguments);
-        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let child = spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
         Ok(Running { child })
     }
 }
@@ -174,7 +186,7 @@ impl ServerProcess {
     pub fn start_at(server: &Program, repository: &Path, address: &str) -> Result<Self> {
         let repository = repository.to_string_lossy();
         let mut command = server.command(&["run", "--repo", &repository, "--listen", address]);
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+        let mut child = spawn(command.stdout(Stdio::null()).stderr(Stdio::piped()))?;
         let mut lines = BufReader::new(child.stderr.take().context("no stderr")?);
         let mut said = String::new();
         let url = loop {

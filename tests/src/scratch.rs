@@ -4,10 +4,12 @@ use std::{
     fs::File,
     io::Read,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail};
+
+use crate::spawn;
 
 /// A temporary directory of one test. Kept when THINBAK_KEEP is set.
 pub struct Scratch {
@@ -50,10 +52,10 @@ pub fn hash_file(path: &Path) -> Result<blake3::Hash> {
 
 /// Asks Debian's `thin_check` about a pool's metadata; an error carries all that it said.
 pub fn thin_check(metadata: &Path) -> Result<()> {
-    let output = Command::new("thin_check")
-        .arg(metadata)
-        .output()
-        .context("running thin_check (Debian package thin-provisioning-tools)")?;
+    let mut command = Command::new("thin_check");
+    let child = spawn(command.arg(metadata).stdout(Stdio::piped()).stderr(Stdio::piped()))
+        .context("Debian's package thin-provisioning-tools has it")?;
+    let output = child.wait_with_output()?;
     if !output.status.success() {
         bail!(
             "thin_check of {}: {}{}",

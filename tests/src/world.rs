@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs::File,
+    ops::Deref,
     path::{Path, PathBuf},
 };
 
@@ -11,7 +12,10 @@ use rand::{Rng as _, RngCore as _, SeedableRng as _, rngs::StdRng};
 use serde_json::Value;
 use thinbak_engine::EmbeddedPool;
 
-use crate::{Outcome, Program, Scratch, ServerProcess, program, summary_of, thin_check};
+use crate::{
+    Outcome, Program, Scratch, ServerProcess, program, programs::while_none_is_born, spawn, summary_of,
+    thin_check,
+};
 
 /// Data block size of the pools here, unless said otherwise.
 pub const BLOCK: u64 = 64 * 1024;
@@ -42,8 +46,7 @@ impl World {
     /// A pool of 64 KiB blocks with one empty volume `v` of `size` bytes, and an empty repository.
     pub fn new(way: Way, size: u64) -> Result<Self> {
         let world = Self::bare(way)?;
-        let pool = world.pool();
-        world.thinbak.ok(&["pool", "create", &pool, "--size", &(size * 4).to_string()])?;
+        world.create_pool(&["--size", &(size * 4).to_string()])?;
         world.thinbak.ok(&["volume", "create", &world.volume("v"), "--size", &size.to_string()])?;
         Ok(world)
     }
@@ -61,6 +64,13 @@ impl World {
         Ok(world)
     }
 
+    /// Makes the pool `p`.
+    pub fn create_pool(&self, words: &[&str]) -> Result<()> {
+        let dir = self.pool_dir().display().to_string();
+        self.thinbak.ok(&[&["pool", "create", "p", "--dir", &dir], words].concat())?;
+        Ok(())
+    }
+
     /// Starts the server (again).
     pub fn start_server(&mut self) -> Result<()> {
         self.running = Some(ServerProcess::start(&self.server, &self.repo())?);
@@ -76,7 +86,7 @@ impl World {
     /// The pool as commands name it.
     #[must_use]
     pub fn pool(&self) -> String {
-        format!("dir:{}", self.pool_dir().display())
+        "p".to_owned()
     }
 
     /// The pool's directory.
@@ -127,14 +137,14 @@ impl World {
     pub fn export(&self, volume: &str) -> Result<Vec<u8>> {
         let path = self.scratch.join("export.img");
         let mut command = self.thinbak.command(&["volume", "export", &self.volume(volume)]);
-        let status = command.stdout(File::create(&path)?).status()?;
+        let status = spawn(command.stdout(File::create(&path)?))?.wait()?;
         ensure!(status.success(), "export of {volume} failed");
         Ok(std::fs::read(&path)?)
     }
 
     /// Opens the pool in this process; no command may use it meanwhile.
-    pub fn open_pool(&self) -> Result<EmbeddedPool> {
-        EmbeddedPool::open(&self.pool_dir()).context("opening the pool")
+    pub fn open_pool(&self) -> Result<OpenPool> {
+        Ok(OpenPool(Some(EmbeddedPool::open(&self.pool_dir()).context("opening the pool")?)))
     }
 
     /// Asks the independent judge and our own checker about the pool, and that nothing is left over: no
@@ -148,6 +158,24 @@ impl World {
         let msnap: Value = serde_json::from_str(&msnap)?;
         ensure!(msnap.get("held_root").is_none_or(|root| root.is_null() || root == 0), "held: {msnap}");
         Ok(())
+    }
+}
+
+/// A pool opened in this process. When it is dropped its locks are gone, also those that a child of another
+/// test had a copy of.
+pub struct OpenPool(Option<EmbeddedPool>);
+
+impl Deref for OpenPool {
+    type Target = EmbeddedPool;
+
+    fn deref(&self) -> &EmbeddedPool {
+        self.0.as_ref().expect("an open pool")
+    }
+}
+
+impl Drop for OpenPool {
+    fn drop(&mut self) {
+        while_none_is_born(|| drop(self.0.take()));
     }
 }
 

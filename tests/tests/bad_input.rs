@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use thinbak_tests::{BLOCK, Model, Outcome, Way, World, seed};
+use thinbak_tests::{BLOCK, Model, Outcome, Way, World, seed, spawn};
 
 const SIZE: u64 = 16 * 1024 * 1024;
 
@@ -57,7 +57,8 @@ fn every_bad_request_has_its_exit_code() -> Result<()> {
         (&["msnap", "release", &world.pool()], 10),
         (&["generation", "--repo", &repo, "show", "p/v:7"], 10),
         (&["generation", "--repo", &repo, "delete", "p/v:1"], 5),
-        (&["pool", "create", &world.pool(), "--size", "64M"], 5),
+        (&["pool", "create", &format!("dir:{}", world.pool_dir().display()), "--size", "64M"], 5),
+        (&["pool", "create", "p", "--size", "64M"], 5),
         (&["dump", &world.scratch.join("absent").display().to_string()], 10),
         (&["delta", "--from", "1", "--to", "77", &world.pool()], 10),
     ];
@@ -74,16 +75,21 @@ fn every_bad_request_has_its_exit_code() -> Result<()> {
 #[test]
 fn another_volume_under_a_known_name_is_refused_unless_adopted() -> Result<()> {
     let world = World::new(Way::Embedded, SIZE)?;
-    Model::new(SIZE, seed()?).scribble(&world.open_pool()?, "v", 10)?;
+    Model::new(SIZE, seed()?).scribble(&*world.open_pool()?, "v", 10)?;
     world.backup("v")?;
     let (v, repo) = (world.volume("v"), world.repo().display().to_string());
     world.thinbak.ok(&["volume", "remove", &v])?;
     world.thinbak.ok(&["volume", "create", &v, "--size", &SIZE.to_string()])?;
-    Model::new(SIZE, seed()?).scribble(&world.open_pool()?, "v", 10)?;
+    Model::new(SIZE, seed()?).scribble(&*world.open_pool()?, "v", 10)?;
     refused(world.thinbak.run(&["backup", "--repo", &repo, &v])?, 5)?;
     world.thinbak.ok(&["backup", "--repo", &repo, &v, "--adopt"])?;
-    world.restore("v", 2, "copy")?;
+    // It is another volume, so it counts from 1; what the old one left is still there under another name.
+    world.restore("v", 1, "copy")?;
     ensure!(world.export("copy")? == world.export("v")?);
+    let listed = world.on_repository(&["generation", "list"])?.expect(0)?.text();
+    let listed: serde_json::Value = serde_json::from_str(&listed)?;
+    let listed = listed.get("generations").and_then(serde_json::Value::as_array);
+    ensure!(listed.is_some_and(|all| all.len() == 2), "{listed:?}");
     Ok(())
 }
 
@@ -151,7 +157,7 @@ fn pack_of(world: &World) -> Result<std::path::PathBuf> {
 #[test]
 fn a_bit_flipped_in_a_pack_is_found_named_and_contained() -> Result<()> {
     let world = World::new(Way::Embedded, SIZE)?;
-    Model::new(SIZE, seed()?).scribble(&world.open_pool()?, "v", 40)?;
+    Model::new(SIZE, seed()?).scribble(&*world.open_pool()?, "v", 40)?;
     world.backup("v")?;
     let pack = pack_of(&world)?;
     flip(&pack, fs::metadata(&pack)?.len() / 3)?;
@@ -166,7 +172,7 @@ fn a_bit_flipped_in_a_pack_is_found_named_and_contained() -> Result<()> {
 #[test]
 fn a_truncated_pack_is_found() -> Result<()> {
     let world = World::new(Way::Embedded, SIZE)?;
-    Model::new(SIZE, seed()?).scribble(&world.open_pool()?, "v", 40)?;
+    Model::new(SIZE, seed()?).scribble(&*world.open_pool()?, "v", 40)?;
     world.backup("v")?;
     let pack = pack_of(&world)?;
     let file = OpenOptions::new().write(true).open(&pack)?;
@@ -179,7 +185,7 @@ fn a_truncated_pack_is_found() -> Result<()> {
 #[test]
 fn a_damaged_catalogue_is_refused_and_not_touched() -> Result<()> {
     let world = World::new(Way::Embedded, SIZE)?;
-    Model::new(SIZE, seed()?).scribble(&world.open_pool()?, "v", 10)?;
+    Model::new(SIZE, seed()?).scribble(&*world.open_pool()?, "v", 10)?;
     world.backup("v")?;
     let path = world.repo().join("catalogue.sqlite");
     let whole = fs::read(&path)?;
@@ -202,7 +208,7 @@ fn a_damaged_catalogue_is_refused_and_not_touched() -> Result<()> {
 #[test]
 fn damaged_pool_metadata_is_refused_and_not_written() -> Result<()> {
     let world = World::new(Way::Embedded, SIZE)?;
-    Model::new(SIZE, seed()?).scribble(&world.open_pool()?, "v", 10)?;
+    Model::new(SIZE, seed()?).scribble(&*world.open_pool()?, "v", 10)?;
     let path = world.pool_dir().join("metadata");
     let whole = fs::read(&path)?;
     let mut flipped = whole.clone();
@@ -230,6 +236,7 @@ fn a_closed_pipe_is_not_an_error() -> Result<()> {
     );
     let mut shell = std::process::Command::new("bash");
     shell.args(["-c", &command]).env("THINBAK_STATE_DIR", world.scratch.join("state"));
-    ensure!(shell.env("THINBAK_SOCKET", world.scratch.join("state/agent.sock")).status()?.success());
+    shell.env("THINBAK_SOCKET", world.scratch.join("state/agent.sock"));
+    ensure!(spawn(&mut shell)?.wait()?.success());
     Ok(())
 }

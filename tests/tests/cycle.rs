@@ -12,7 +12,7 @@ fn whole_cycle(way: Way) -> Result<()> {
     let mut model = Model::new(SIZE, seed()?);
     let mut states = Vec::new();
     for generation in 1..=4u64 {
-        model.scribble(&world.open_pool()?, "v", if generation == 1 { 150 } else { 12 })?;
+        model.scribble(&*world.open_pool()?, "v", if generation == 1 { 150 } else { 12 })?;
         let summary = world.backup("v")?;
         ensure!(number(&summary, "generation")? == generation, "{summary}");
         let mode = text(&summary, "mode")?;
@@ -64,7 +64,7 @@ fn what_is_unmapped_stays_unmapped() -> Result<()> {
 #[test]
 fn an_unchanged_volume_is_neither_snapshotted_nor_read_nor_sent() -> Result<()> {
     let world = World::new(Way::Network, SIZE)?;
-    Model::new(SIZE, seed()?).scribble(&world.open_pool()?, "v", 20)?;
+    Model::new(SIZE, seed()?).scribble(&*world.open_pool()?, "v", 20)?;
     world.backup("v")?;
     let ids = |world: &World| -> Result<Vec<u32>> {
         let pool = world.open_pool()?;
@@ -88,7 +88,7 @@ fn an_unchanged_volume_is_neither_snapshotted_nor_read_nor_sent() -> Result<()> 
 fn shrink_back_up_grow_back_up_restore() -> Result<()> {
     let world = World::new(Way::Embedded, SIZE)?;
     let mut model = Model::new(SIZE, seed()?);
-    model.scribble(&world.open_pool()?, "v", 120)?;
+    model.scribble(&*world.open_pool()?, "v", 120)?;
     world.backup("v")?;
     let mut states = vec![model.bytes.clone()];
     let whole = model.bytes.clone();
@@ -118,10 +118,10 @@ fn shrink_back_up_grow_back_up_restore() -> Result<()> {
 fn a_restore_in_place_writes_only_what_differs() -> Result<()> {
     let world = World::new(Way::Embedded, SIZE)?;
     let mut model = Model::new(SIZE, seed()?);
-    model.scribble(&world.open_pool()?, "v", 150)?;
+    model.scribble(&*world.open_pool()?, "v", 150)?;
     world.backup("v")?;
     let first = model.bytes.clone();
-    model.scribble(&world.open_pool()?, "v", 4)?;
+    model.scribble(&*world.open_pool()?, "v", 4)?;
     world.backup("v")?;
     let outcome = world.on_repository(&["restore", "p/v:1", "--in-place"]);
     let summary = thinbak_tests::summary_of(&outcome?.expect(0)?)?;
@@ -160,7 +160,7 @@ fn a_restore_to_a_file_is_sparse_and_never_overwrites() -> Result<()> {
 fn a_written_base_is_noticed_and_content_is_compared() -> Result<()> {
     let world = World::new(Way::Embedded, SIZE)?;
     let mut model = Model::new(SIZE, seed()?);
-    model.scribble(&world.open_pool()?, "v", 60)?;
+    model.scribble(&*world.open_pool()?, "v", 60)?;
     world.backup("v")?;
     // Write to the base behind the registry's back, as a pool rolled back or merged would look.
     let pool = world.open_pool()?;
@@ -169,7 +169,7 @@ fn a_written_base_is_noticed_and_content_is_compared() -> Result<()> {
     pool.pool().write(base.point.device_id, 0, &[1; 4096])?;
     pool.flush()?;
     drop(pool);
-    model.scribble(&world.open_pool()?, "v", 3)?;
+    model.scribble(&*world.open_pool()?, "v", 3)?;
     let summary = world.backup("v")?;
     ensure!(text(&summary, "mode")? == "compared", "{summary}");
     ensure!(!text(&summary, "reason")?.is_empty(), "{summary}");
@@ -184,7 +184,7 @@ fn volumes_of_a_group_are_of_one_moment() -> Result<()> {
     let world = World::new(Way::Embedded, SIZE)?;
     world.thinbak.ok(&["volume", "create", &world.volume("w"), "--size", &SIZE.to_string()])?;
     for name in ["v", "w"] {
-        Model::new(SIZE, seed()?).scribble(&world.open_pool()?, name, 10)?;
+        Model::new(SIZE, seed()?).scribble(&*world.open_pool()?, name, 10)?;
     }
     let (v, w) = (world.volume("v"), world.volume("w"));
     world.on_repository(&["backup", &v, &w, "--group"])?.expect(0)?;

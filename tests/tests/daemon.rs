@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Result, bail, ensure};
-use thinbak_tests::{Model, Running, Way, World, seed};
+use thinbak_tests::{Model, Running, Way, World, seed, spawn};
 
 const SIZE: u64 = 32 * 1024 * 1024;
 
@@ -24,7 +24,7 @@ fn start_agent(world: &World) -> Result<Running> {
 #[test]
 fn commands_go_through_a_running_agent() -> Result<()> {
     let world = World::new(Way::Network, SIZE)?;
-    Model::new(SIZE, seed()?).scribble(&world.open_pool()?, "v", 30)?;
+    Model::new(SIZE, seed()?).scribble(&*world.open_pool()?, "v", 30)?;
     let mut agent = start_agent(&world)?;
     world.on_repository(&["backup", &world.volume("v")])?.expect(0)?;
     let status = world.thinbak.ok(&["--json", "agent", "status"])?.text();
@@ -63,14 +63,14 @@ fn jobs_of_one_volume_exclude_each_other_and_others_run() -> Result<()> {
     let world = World::new(Way::Network, SIZE)?;
     world.thinbak.ok(&["volume", "create", &world.volume("w"), "--size", &SIZE.to_string()])?;
     for name in ["v", "w"] {
-        Model::new(SIZE, seed()?).scribble(&world.open_pool()?, name, 60)?;
+        Model::new(SIZE, seed()?).scribble(&*world.open_pool()?, name, 60)?;
     }
     let mut agent = start_agent(&world)?;
     let volumes = ["v", "v", "w", "w", "v", "w"];
     let mut children = Vec::new();
     for name in volumes {
         let words = world.with_repository(&["backup", &world.volume(name)]);
-        children.push(world.thinbak.command(&words).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+        children.push(spawn(world.thinbak.command(&words).stdout(Stdio::null()).stderr(Stdio::null()))?);
     }
     let mut codes = Vec::new();
     for mut child in children {

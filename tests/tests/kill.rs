@@ -42,11 +42,11 @@ fn an_agent_killed_at_any_moment_of_a_backup_loses_and_leaves_nothing() -> Resul
     let mut random = StdRng::seed_from_u64(seed);
     let world = World::new(Way::Embedded, SIZE)?;
     let mut model = Model::new(SIZE, seed);
-    let mut generations = Vec::new();
+    let mut generations: Vec<Vec<u8>> = Vec::new();
     let mut duration = Duration::from_secs(1);
     let mut killed = 0;
     for _ in 0..rounds() {
-        model.scribble(&world.open_pool()?, "v", 120)?;
+        model.scribble(&*world.open_pool()?, "v", 120)?;
         let words = world.with_repository(&["backup", &world.volume("v")]);
         let since = Instant::now();
         let mut running = world.thinbak.start(&words)?;
@@ -83,7 +83,7 @@ fn a_server_killed_at_any_moment_of_a_backup_loses_nothing() -> Result<()> {
     let mut generations: Vec<Vec<u8>> = Vec::new();
     let mut duration = Duration::from_secs(1);
     for _ in 0..rounds() {
-        model.scribble(&world.open_pool()?, "v", 120)?;
+        model.scribble(&*world.open_pool()?, "v", 120)?;
         let running = world.thinbak.start(&world.with_repository(&["backup", &world.volume("v")]))?;
         pass_time(&mut random, duration);
         world.running.take().context("no server")?.kill()?;
@@ -112,10 +112,10 @@ fn a_restore_killed_at_any_moment_leaves_no_half_volume() -> Result<()> {
     let mut random = StdRng::seed_from_u64(seed);
     let world = World::new(Way::Embedded, SIZE)?;
     let mut model = Model::new(SIZE, seed);
-    model.scribble(&world.open_pool()?, "v", 300)?;
+    model.scribble(&*world.open_pool()?, "v", 300)?;
     world.backup("v")?;
     let first = model.bytes.clone();
-    model.scribble(&world.open_pool()?, "v", 100)?;
+    model.scribble(&*world.open_pool()?, "v", 100)?;
     let mut duration = Duration::from_secs(1);
     for round in 0..rounds() {
         let copy = world.volume("copy");
@@ -144,7 +144,7 @@ fn a_restore_killed_at_any_moment_leaves_no_half_volume() -> Result<()> {
         } else {
             ensure!(world.export("v")? == first);
             model.bytes.clone_from(&first);
-            model.scribble(&world.open_pool()?, "v", 100)?;
+            model.scribble(&*world.open_pool()?, "v", 100)?;
         }
     }
     Ok(())

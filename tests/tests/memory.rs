@@ -22,7 +22,7 @@ fn watched(program: &Program, words: &[String]) -> Result<(thinbak_tests::Outcom
 #[test]
 fn a_tebibyte_volume_is_backed_up_and_restored_in_bounded_memory() -> Result<()> {
     let mut world = World::bare(Way::Network)?;
-    world.thinbak.ok(&["pool", "create", &world.pool(), "--size", "4G", "--metadata-size", "64M"])?;
+    world.create_pool(&["--size", "4G", "--metadata-size", "64M"])?;
     world.thinbak.ok(&["volume", "create", &world.volume("v"), "--size", &TIB.to_string()])?;
     // 768 MiB in blocks scattered over the whole tebibyte: no two neighbours, so the lists are longest.
     let pool = world.open_pool()?;

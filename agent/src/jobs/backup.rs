@@ -143,7 +143,8 @@ impl<'a> Backup<'a> {
         }
         let lock = self.manager.lock_volume(pool.uuid(), &volume.name)?;
         let server_name = format!("{}/{}/{}", self.host, pool.name(), volume.name);
-        let mut due = Due { base: pool.base(self.repository, uuid), volume, name: server_name, reason: String::new() };
+        let mut due =
+            Due { base: pool.base(self.repository, uuid), volume, name: server_name, reason: String::new() };
         self.check_base(&mut due).await?;
         match pools.iter_mut().find(|other| other.pool.uuid() == pool.uuid()) {
             Some(other) => {
@@ -194,10 +195,11 @@ impl<'a> Backup<'a> {
         let label = names.join(", ");
         let chunk_bytes = self.chunk_bytes;
         let grouped = !self.group.is_empty();
+        let progress = Progress::default();
         let found = self.events.during(
             &label,
             "compare",
-            &Progress::default(),
+            &progress,
             blocking(move || {
                 let mut sorted = plan::idle_test(&engine, dues)?;
                 if grouped && !sorted.changed.is_empty() {
@@ -228,7 +230,11 @@ impl<'a> Backup<'a> {
                     self.report(&due.name.clone(), self.unchanged(&pool.pool, due, timing).await).await;
                 }
                 for transfer in transfers {
-                    self.report(&transfer.due.name.clone(), self.transfer(&pool.pool, transfer, timing).await).await;
+                    self.report(
+                        &transfer.due.name.clone(),
+                        self.transfer(&pool.pool, transfer, timing).await,
+                    )
+                    .await;
                 }
             }
         }
@@ -255,7 +261,12 @@ impl<'a> Backup<'a> {
     }
 
     /// Records a generation that is its parent over again: nothing is snapshotted, read or sent.
-    async fn unchanged(&self, pool: &Arc<EmbeddedPool>, due: Due, timing: Timing) -> Result<JobSummary, Failed> {
+    async fn unchanged(
+        &self,
+        pool: &Arc<EmbeddedPool>,
+        due: Due,
+        timing: Timing,
+    ) -> Result<JobSummary, Failed> {
         let started = Instant::now();
         let Some(base) = due.base.clone() else {
             return Err(Failed::new(FailureKind::Failed, "a volume without a base cannot be unchanged"));
@@ -264,10 +275,8 @@ impl<'a> Backup<'a> {
         let sink = GenerationSink::begin(self.connection.ingest(), self.begin(&due, &point)).await?;
         let generation = sink.commit().await?;
         let (pool, number, root) = (Arc::clone(pool), generation.number, root_of(&generation)?);
-        blocking(move || {
-            pool.update_base(Base { generation: number, root, ..base }).map_err(pools::failed)
-        })
-        .await?;
+        blocking(move || pool.update_base(Base { generation: number, root, ..base }).map_err(pools::failed))
+            .await?;
         Ok(JobSummary {
             mode: "unchanged".to_owned(),
             ..summary_of(&due, &point, &generation, timing, started)
@@ -275,7 +284,12 @@ impl<'a> Backup<'a> {
     }
 
     /// Sends what changed, commits, and makes the snapshot the new base.
-    async fn transfer(&self, pool: &Arc<EmbeddedPool>, transfer: Transfer, timing: Timing) -> Result<JobSummary, Failed> {
+    async fn transfer(
+        &self,
+        pool: &Arc<EmbeddedPool>,
+        transfer: Transfer,
+        timing: Timing,
+    ) -> Result<JobSummary, Failed> {
         let candidate = transfer.candidate.clone();
         let outcome = self.send(pool, transfer, timing).await;
         if outcome.is_err() {
@@ -289,7 +303,12 @@ impl<'a> Backup<'a> {
         outcome
     }
 
-    async fn send(&self, pool: &Arc<EmbeddedPool>, transfer: Transfer, timing: Timing) -> Result<JobSummary, Failed> {
+    async fn send(
+        &self,
+        pool: &Arc<EmbeddedPool>,
+        transfer: Transfer,
+        timing: Timing,
+    ) -> Result<JobSummary, Failed> {
         let started = Instant::now();
         let Transfer { due, candidate, point, changes } = transfer;
         let changed_bytes = changes.bytes();
@@ -340,7 +359,13 @@ fn root_of(generation: &Generation) -> Result<[u8; 32], Failed> {
     })
 }
 
-fn summary_of(due: &Due, point: &Point, generation: &Generation, timing: Timing, started: Instant) -> JobSummary {
+fn summary_of(
+    due: &Due,
+    point: &Point,
+    generation: &Generation,
+    timing: Timing,
+    started: Instant,
+) -> JobSummary {
     JobSummary {
         volume: due.name.clone(),
         generation: generation.number,

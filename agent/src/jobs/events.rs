@@ -85,11 +85,8 @@ impl Events {
 
     pub(super) async fn failure(&self, volume: &str, failed: Failed) {
         tracing::warn!(job = self.job, volume, error = %failed, "failed");
-        let error = JobError {
-            job: self.job.to_owned(),
-            volume: volume.to_owned(),
-            failure: Some(failed.into()),
-        };
+        let error =
+            JobError { job: self.job.to_owned(), volume: volume.to_owned(), failure: Some(failed.into()) };
         let _ = self.sender.send(Ok(JobEvent { event: Some(Event::Error(error)) })).await;
     }
 

@@ -129,10 +129,10 @@ fn walk(
     for (mut due, candidate) in dues.into_iter().zip(candidates) {
         prove(pool, &view, &mut due);
         let point = pool.point(candidate, &view).map_err(pools::failed)?;
-        let base = due.base.as_ref().map(|base| source::Base {
-            root: base.point.root_block,
-            size_bytes: base.point.size_bytes,
-        });
+        let base = due
+            .base
+            .as_ref()
+            .map(|base| source::Base { root: base.point.root_block, size_bytes: base.point.size_bytes });
         let changes = list_changes(&view, base, point.root_block, point.size_bytes, u64::from(chunk_bytes));
         let changes = changes.map_err(|error| {
             Failed::new(FailureKind::Failed, format!("finding what changed in {}: {error}", due.name))

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
-use thinbak_engine::{EmbeddedPool, Volume};
+use thinbak_engine::{EmbeddedError, EmbeddedPool, Volume, embedded::check_volume_name};
 use thinbak_proto::{
     Failed, FailureKind,
     v1::{
@@ -104,7 +104,7 @@ impl Restore<'_> {
         let lock = manager.lock_volume(pool.uuid(), &target.volume)?;
         let (engine, name, size) = (Arc::clone(&pool), target.volume.clone(), self.generation.size_bytes);
         let head = blocking(move || {
-            engine.check_new_name(&name).map_err(pools::failed)?;
+            check_new_name(&engine, &name)?;
             engine.create_head(size, None).map_err(pools::failed)
         })
         .await?;
@@ -162,6 +162,19 @@ impl Restore<'_> {
     }
 }
 
+/// Refuses a name that cannot be given, before anything is written.
+fn check_new_name(pool: &EmbeddedPool, name: &str) -> Result<(), Failed> {
+    check_volume_name(name).map_err(|error| Failed::new(FailureKind::Usage, format!("{name}: {error}")))?;
+    match pool.volume(name) {
+        Err(EmbeddedError::NoSuchVolume { .. }) => Ok(()),
+        Err(error) => Err(pools::failed(error)),
+        Ok(_) => {
+            let failed = Failed::new(FailureKind::Refused, format!("{}/{name} already exists", pool.name()));
+            Err(failed.with_hint("restore to another name, or in place with --in-place"))
+        }
+    }
+}
+
 async fn open(manager: &Arc<PoolManager>, spec: &str) -> Result<Arc<EmbeddedPool>, Failed> {
     let (manager, spec) = (Arc::clone(manager), spec.to_owned());
     blocking(move || manager.open(&spec)).await
@@ -172,7 +185,7 @@ async fn finish<T: Send + 'static>(
     pool: &Arc<EmbeddedPool>,
     head: &Volume,
     written: Result<Done, Failed>,
-    publish: impl FnOnce(&EmbeddedPool, &Volume) -> Result<T, thinbak_engine::EmbeddedError> + Send + 'static,
+    publish: impl FnOnce(&EmbeddedPool, &Volume) -> Result<T, EmbeddedError> + Send + 'static,
 ) -> Result<Done, Failed> {
     let (pool, head) = (Arc::clone(pool), head.clone());
     blocking(move || {

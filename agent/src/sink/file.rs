@@ -39,12 +39,7 @@ impl FileSink {
             .map_err(|error| attempt(path, "creating", &error))?;
         let (file, temporary) = temporary.into_parts();
         file.set_len(size).map_err(|error| attempt(path, "sizing", &error))?;
-        Ok(Self {
-            path: path.to_owned(),
-            file: Arc::new(file),
-            temporary: Some(temporary),
-            writing: None,
-        })
+        Ok(Self { path: path.to_owned(), file: Arc::new(file), temporary: Some(temporary), writing: None })
     }
 
     async fn settle(&mut self) -> Result<(), Failed> {

@@ -15,16 +15,16 @@ const LEVEL: i32 = 3;
 
 /// A piece of the stream cut to chunks.
 #[derive(Debug, Clone)]
-pub struct Piece {
+pub(super) struct Piece {
     /// Number of the first chunk.
-    pub chunk: u64,
+    pub(super) chunk: u64,
     /// What it holds.
-    pub content: PieceContent,
+    pub(super) content: PieceContent,
 }
 
 /// What a piece holds.
 #[derive(Debug, Clone)]
-pub enum PieceContent {
+pub(super) enum PieceContent {
     /// One chunk of data.
     Data {
         /// Its id.
@@ -40,7 +40,7 @@ pub enum PieceContent {
 
 /// Cuts a batch into chunks and hashes them. Extents begin at chunk boundaries and end at one or at the
 /// end of the volume; anything else is an error of the source.
-pub fn cut(batch: Batch, chunk_bytes: u32, size: u64) -> Result<Vec<Piece>, Failed> {
+pub(super) fn cut(batch: Batch, chunk_bytes: u32, size: u64) -> Result<Vec<Piece>, Failed> {
     let chunk_len = u64::from(chunk_bytes);
     let mut pieces = Vec::new();
     for extent in batch {
@@ -72,7 +72,11 @@ fn unaligned(extent: &Extent) -> Failed {
 }
 
 fn content_of(plain: Bytes) -> PieceContent {
-    if is_zero(&plain) { PieceContent::Zero(1) } else { PieceContent::Data { id: ChunkId::of(&plain), plain } }
+    if is_zero(&plain) {
+        PieceContent::Zero(1)
+    } else {
+        PieceContent::Data { id: ChunkId::of(&plain), plain }
+    }
 }
 
 fn is_zero(bytes: &[u8]) -> bool {
@@ -82,17 +86,17 @@ fn is_zero(bytes: &[u8]) -> bool {
 
 /// A piece ready to be sent.
 #[derive(Debug, Clone)]
-pub struct Packed {
+pub(super) struct Packed {
     /// The map item; a new chunk carries its data.
-    pub item: MapItem,
+    pub(super) item: MapItem,
     /// The chunk's id and plain length, if it is one.
-    pub chunk: Option<(ChunkId, u64)>,
+    pub(super) chunk: Option<(ChunkId, u64)>,
 }
 
 impl Packed {
     /// Bytes of chunk data in it.
     #[must_use]
-    pub fn stored_len(&self) -> usize {
+    pub(super) fn stored_len(&self) -> usize {
         match &self.item.entry {
             Some(map_item::Entry::New(new)) => new.stored.len(),
             _ => 0,
@@ -101,7 +105,7 @@ impl Packed {
 
     /// The same item, naming the chunk instead of carrying it.
     #[must_use]
-    pub fn as_present(self) -> Self {
+    pub(super) fn as_present(self) -> Self {
         let entry = self.chunk.map(|(id, _)| map_item::Entry::Present(id.to_bytes()));
         match entry {
             Some(entry) => Self { item: MapItem { chunk: self.item.chunk, entry: Some(entry) }, ..self },
@@ -111,7 +115,7 @@ impl Packed {
 }
 
 /// Compresses the chunks in `missing`, each once, and makes map items of all pieces.
-pub fn pack(pieces: Vec<Piece>, mut missing: HashSet<ChunkId>) -> Result<Vec<Packed>, Failed> {
+pub(super) fn pack(pieces: Vec<Piece>, mut missing: HashSet<ChunkId>) -> Result<Vec<Packed>, Failed> {
     let mut compressor = zstd::bulk::Compressor::new(LEVEL).map_err(|error| compression(&error))?;
     let mut packed = Vec::with_capacity(pieces.len());
     for piece in pieces {
@@ -185,7 +189,8 @@ mod tests {
 
     #[test]
     fn what_does_not_compress_travels_plain() {
-        let noise: Vec<u8> = (0..4096u32).flat_map(|n| blake3::hash(&n.to_le_bytes()).as_bytes()[..1].to_vec()).collect();
+        let noise: Vec<u8> =
+            (0..4096u32).flat_map(|n| blake3::hash(&n.to_le_bytes()).as_bytes()[..1].to_vec()).collect();
         let pieces = cut(vec![data(0, noise.clone())], 4096, 4096).unwrap();
         let packed = pack(pieces, HashSet::from([ChunkId::of(&noise)])).unwrap();
         assert!(matches!(&packed[0].item.entry, Some(map_item::Entry::New(new)) if new.codec == CODEC_PLAIN));

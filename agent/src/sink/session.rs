@@ -20,7 +20,7 @@ use crate::client::BoxedChannel;
 const QUEUED_MESSAGES: usize = 16;
 
 /// The agent's side of an open backup session.
-pub struct Session {
+pub(super) struct Session {
     requests: mpsc::Sender<BackupRequest>,
     shared: Arc<Shared>,
     /// Serialises "remember who waits" and "send", so that answers meet their questions.
@@ -45,7 +45,10 @@ impl Shared {
 impl Session {
     /// Opens a session. Fails as the server says: another volume under the name, a parent that is not
     /// what the client believes, a session already open.
-    pub async fn begin(mut client: IngestClient<BoxedChannel>, begin: BackupBegin) -> Result<Self, Failed> {
+    pub(super) async fn begin(
+        mut client: IngestClient<BoxedChannel>,
+        begin: BackupBegin,
+    ) -> Result<Self, Failed> {
         let (requests, queue) = mpsc::channel(QUEUED_MESSAGES);
         let gone = |_| Failed::new(FailureKind::Failed, "the backup session ended before it began");
         requests.send(request(backup_request::Message::Begin(begin))).await.map_err(gone)?;
@@ -73,12 +76,12 @@ impl Session {
 
     /// Size of the repository's chunks in bytes.
     #[must_use]
-    pub fn chunk_bytes(&self) -> u32 {
+    pub(super) fn chunk_bytes(&self) -> u32 {
         self.info.chunk_bytes
     }
 
     /// Which of these chunks the server lacks, in the order of `ids`.
-    pub async fn missing(&self, ids: Vec<bytes::Bytes>) -> Result<Vec<bool>, Failed> {
+    pub(super) async fn missing(&self, ids: Vec<bytes::Bytes>) -> Result<Vec<bool>, Failed> {
         let asked = ids.len();
         let (sender, answer) = oneshot::channel();
         {
@@ -94,7 +97,7 @@ impl Session {
     }
 
     /// Sends one batch, once the window lets `stored_bytes` more through.
-    pub async fn batch(&self, batch: BackupBatch, stored_bytes: usize) -> Result<(), Failed> {
+    pub(super) async fn batch(&self, batch: BackupBatch, stored_bytes: usize) -> Result<(), Failed> {
         let permits = u32::try_from(stored_bytes).unwrap_or(u32::MAX);
         let permits = self.shared.window.acquire_many(permits).await.map_err(|_| self.shared.why())?;
         permits.forget();
@@ -102,7 +105,7 @@ impl Session {
     }
 
     /// Makes the generation visible. Waits for everything sent to be on stable storage.
-    pub async fn commit(&self) -> Result<Generation, Failed> {
+    pub(super) async fn commit(&self) -> Result<Generation, Failed> {
         let committed = self.committed.lock().take();
         let committed = committed.ok_or_else(|| protocol("a second commit"))?;
         self.send(backup_request::Message::Commit(BackupCommit {})).await?;

@@ -6,7 +6,7 @@
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 
 use tempfile::SpooledTempFile;
-use thinbak_engine::{ChangeKind, MetadataBlock, MetadataError, MetadataView, VirtualBlock};
+use thinbak_engine::{ChangeKind, MetadataBlock, MetadataView, ViewError, VirtualBlock};
 
 /// What is known of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -170,7 +170,7 @@ impl Writer {
 pub enum ChangeListError {
     /// The metadata could not be read.
     #[error(transparent)]
-    Metadata(#[from] MetadataError),
+    Metadata(#[from] ViewError),
     /// The list could not be stored.
     #[error("writing the list of changes to a temporary file: {0}")]
     Spool(#[from] io::Error),
@@ -186,7 +186,7 @@ pub fn list_changes(
     size_bytes: u64,
     chunk_bytes: u64,
 ) -> Result<ChangeList, ChangeListError> {
-    let block = view.superblock().data_block_size.bytes();
+    let block = view.superblock().block_size.bytes();
     let mut writer = Writer::new(size_bytes, block, chunk_bytes);
     let clip = match base {
         None => size_bytes,
@@ -222,7 +222,7 @@ fn list_everything(
     size: u64,
     writer: &mut Writer,
 ) -> Result<(), ChangeListError> {
-    let block = view.superblock().data_block_size.bytes();
+    let block = view.superblock().block_size.bytes();
     let mut at = from;
     for mapping in view.mappings(root, VirtualBlock(from / block)) {
         let begin = mapping?.virtual_block.0 * block;
@@ -263,7 +263,11 @@ mod tests {
             1024 * K,
             64 * K,
             64 * K,
-            &[(0, 64 * K, RunKind::Data), (64 * K, 128 * K, RunKind::Data), (128 * K, 192 * K, RunKind::Unmapped)],
+            &[
+                (0, 64 * K, RunKind::Data),
+                (64 * K, 128 * K, RunKind::Data),
+                (128 * K, 192 * K, RunKind::Unmapped),
+            ],
         );
         assert_eq!(
             runs,
@@ -280,7 +284,11 @@ mod tests {
             960 * K,
             64 * K,
             256 * K,
-            &[(64 * K, 128 * K, RunKind::Data), (192 * K, 320 * K, RunKind::Unmapped), (896 * K, 960 * K, RunKind::Data)],
+            &[
+                (64 * K, 128 * K, RunKind::Data),
+                (192 * K, 320 * K, RunKind::Unmapped),
+                (896 * K, 960 * K, RunKind::Data),
+            ],
         );
         assert_eq!(
             runs,

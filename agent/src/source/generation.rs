@@ -190,7 +190,8 @@ fn compare(target: &PoolVolume, geometry: Geometry, runs: &[MapRun]) -> Result<(
         let (offset, len) = (geometry.offset(run), geometry.len(run));
         match run.id() {
             Some(id) => {
-                let part = usize::try_from(len).ok().and_then(|len| buffer.get_mut(..len)).unwrap_or_default();
+                let part =
+                    usize::try_from(len).ok().and_then(|len| buffer.get_mut(..len)).unwrap_or_default();
                 target.read(offset, part)?;
                 read += len;
                 if ChunkId::of(part) != id {
@@ -221,7 +222,8 @@ fn compare_gap(
             let one = MapRun { chunk, count: 1, entry: run.entry };
             if run.entry == MapEntry::Zero {
                 let length = geometry.len(&one);
-                let part = usize::try_from(length).ok().and_then(|len| buffer.get_mut(..len)).unwrap_or_default();
+                let part =
+                    usize::try_from(length).ok().and_then(|len| buffer.get_mut(..len)).unwrap_or_default();
                 target.read(geometry.offset(&one), part)?;
                 read += length;
                 if part.iter().all(|byte| *byte == 0) {
@@ -237,7 +239,9 @@ fn compare_gap(
 
 fn merge(runs: &mut Vec<MapRun>, one: MapRun) {
     match runs.last_mut() {
-        Some(last) if last.entry == one.entry && last.chunk + last.count == one.chunk => last.count += one.count,
+        Some(last) if last.entry == one.entry && last.chunk + last.count == one.chunk => {
+            last.count += one.count
+        }
         _ => runs.push(one),
     }
 }

@@ -128,7 +128,8 @@ impl MapWalk {
         let mut answers = self.content.get_nodes(GetNodesRequest { ids }).await?.into_inner();
         let mut nodes = Vec::with_capacity(wanted.len());
         for (id, ..) in wanted {
-            let data = answers.message().await?.ok_or_else(|| damaged("the server sent too few map nodes"))?;
+            let data =
+                answers.message().await?.ok_or_else(|| damaged("the server sent too few map nodes"))?;
             if NodeId::of(&data.node) != *id {
                 return Err(damaged(&format!("map node {id} is not what its id says")));
             }
