@@ -119,7 +119,7 @@ impl PoolVolume {
                 if next >= stop {
                     return None;
                 }
-                let found = self.pool.pool().is_mapped_ranges(
+                let found = self.pool.pool().mapped_runs(
                     self.volume.device,
                     VirtualBlock(next),
                     VirtualBlock(stop),

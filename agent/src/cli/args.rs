@@ -99,7 +99,7 @@ pub(super) enum Command {
   thinbak restore host/fast/web:7 --in-place
 
 A restore in place writes a private copy, verifies it, and then lets it take the volume's place
-in one step. A file is written in place: an interrupted restore is repeated.")]
+in one step. A file appears when it is whole; an existing one is never written over.")]
     Restore(Restore),
     /// Read stored generations back and recompute every id
     Verify(Verify),
@@ -355,7 +355,7 @@ pub(super) struct RestoreTarget {
     /// To a new volume
     #[arg(long, value_name = "POOL/VOLUME", value_parser = grammar::volume)]
     pub(super) to: Option<VolumeArg>,
-    /// To a file or block device
+    /// To a file that does not exist yet; holes stay holes
     #[arg(long, value_name = "PATH", value_parser = grammar::absolute_path)]
     pub(super) to_file: Option<String>,
     /// To an existing volume, by default the one that was backed up

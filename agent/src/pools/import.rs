@@ -197,7 +197,7 @@ impl Import {
 fn refuse_content(pool: &EmbeddedPool, volume: &Volume, name: &str) -> Result<(), Failed> {
     let mapped = pool
         .pool()
-        .is_mapped_ranges(volume.device, VirtualBlock(0), VirtualBlock(u64::MAX), 1)
+        .mapped_runs(volume.device, VirtualBlock(0), VirtualBlock(u64::MAX), 1)
         .map_err(of_pool("the volume's mappings could not be read"))?;
     if mapped.is_empty() {
         return Ok(());

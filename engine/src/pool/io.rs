@@ -161,7 +161,7 @@ impl Pool {
         };
         let _passage = self.traffic.enter(id, first..=last, Purpose::Exclusive);
         let (first, last) = (VirtualBlock(first), VirtualBlock(last));
-        if self.is_mapped_ranges(id, first, VirtualBlock(end), 1)?.is_empty() {
+        if self.mapped_runs(id, first, VirtualBlock(end), 1)?.is_empty() {
             return Ok(());
         }
         self.change(|state| {
@@ -192,7 +192,7 @@ impl Pool {
     ///
     /// # Errors
     /// [`PoolError::NoSuchDevice`], damaged metadata.
-    pub fn is_mapped_ranges(
+    pub fn mapped_runs(
         &self,
         id: DeviceId,
         from: VirtualBlock,

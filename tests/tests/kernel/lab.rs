@@ -159,7 +159,7 @@ impl Lab {
                 device.mapped.len()
             );
             let end = VirtualBlock::new(self.shape.device_bytes.div_ceil(self.shape.block_bytes));
-            let runs = pool.is_mapped_ranges(id, VirtualBlock::new(0), end, usize::MAX)?;
+            let runs = pool.mapped_runs(id, VirtualBlock::new(0), end, usize::MAX)?;
             let blocks = runs.iter().flat_map(|run| run.begin.get()..run.begin.get() + run.length);
             ensure!(blocks.eq(device.mapped.iter().copied()), "device {number}: other blocks are mapped");
             pool.read(id, 0, &mut bytes)?;

@@ -28,7 +28,7 @@ fn picture(pool: &Pool) -> Picture {
     let devices = pool.devices().unwrap();
     let mut contents = BTreeMap::new();
     for device in &devices {
-        let runs = pool.is_mapped_ranges(device.id, VirtualBlock(0), VirtualBlock(1000), 1000).unwrap();
+        let runs = pool.mapped_runs(device.id, VirtualBlock(0), VirtualBlock(1000), 1000).unwrap();
         for (run, block) in runs.iter().flat_map(|run| (0..run.length).map(move |block| (run, block))) {
             let mut byte = [0];
             pool.read(device.id, (run.begin.0 + block) * BLOCK + 500, &mut byte).unwrap();

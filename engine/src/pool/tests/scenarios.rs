@@ -154,7 +154,7 @@ fn discards_unmap_whole_blocks_and_give_back_only_what_nobody_shares() {
     pool.write(id(0), 0, &[2; 65_536]).unwrap();
     pool.commit().unwrap();
     let hole = |block: u64| {
-        let found = pool.is_mapped_ranges(id(0), VirtualBlock(0), VirtualBlock(100), 10).unwrap();
+        let found = pool.mapped_runs(id(0), VirtualBlock(0), VirtualBlock(100), 10).unwrap();
         println!("{found:?}");
         devices.data.is_hole(block * BLOCK, BLOCK)
     };
@@ -184,11 +184,11 @@ fn runs_of_mappings_are_listed() {
     pool.create_thin(id(0)).unwrap();
     pool.write(id(0), 2 * BLOCK, &[1; 3 * 65_536]).unwrap();
     pool.write(id(0), 9 * BLOCK, &[1; 1]).unwrap();
-    let runs = pool.is_mapped_ranges(id(0), VirtualBlock(3), VirtualBlock(100), 10).unwrap();
+    let runs = pool.mapped_runs(id(0), VirtualBlock(3), VirtualBlock(100), 10).unwrap();
     let runs: Vec<_> = runs.iter().map(|run| (run.begin.0, run.length, run.data_begin.0)).collect();
     assert_eq!(runs, [(3, 2, 1), (9, 1, 3)]);
-    assert_eq!(pool.is_mapped_ranges(id(0), VirtualBlock(0), VirtualBlock(100), 1).unwrap().len(), 1);
-    assert!(pool.is_mapped_ranges(id(0), VirtualBlock(5), VirtualBlock(9), 10).unwrap().is_empty());
+    assert_eq!(pool.mapped_runs(id(0), VirtualBlock(0), VirtualBlock(100), 1).unwrap().len(), 1);
+    assert!(pool.mapped_runs(id(0), VirtualBlock(5), VirtualBlock(9), 10).unwrap().is_empty());
 }
 
 #[test]
