@@ -18,7 +18,11 @@ mod transfer;
 mod verify;
 mod volume;
 
-use std::{env, io, process::ExitCode};
+use std::{
+    env,
+    io::{self, IsTerminal as _},
+    process::ExitCode,
+};
 
 use clap::Parser as _;
 use thinbak_proto::{Failed, FailureKind};
@@ -126,7 +130,9 @@ fn log_to_stderr(cli: &Cli) {
         _ => "thinbak_agent=debug,thinbak_server=debug,thinbak_engine=debug,info",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false).init();
+    let colour = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    logger.with_target(false).with_ansi(colour).init();
 }
 
 /// This host's name, the first part of its volumes' names on a server.

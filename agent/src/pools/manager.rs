@@ -88,7 +88,15 @@ impl PoolManager {
         if let Some(pool) = open.get(&key) {
             return Ok(Arc::clone(pool));
         }
-        let pool = EmbeddedPool::open(&key).map_err(while_doing(|| format!("open pool {spec}")))?;
+        let pool = EmbeddedPool::open(&key).map_err(|error| {
+            let failed = while_doing(|| format!("open pool {spec}"))(error);
+            match (failed.kind, &failed.hint) {
+                (FailureKind::Busy, None) => {
+                    failed.with_hint("if an agent has it, commands reach it there: --socket names its socket")
+                }
+                _ => failed,
+            }
+        })?;
         let pool = Arc::new(pool);
         open.insert(key, Arc::clone(&pool));
         Ok(pool)
