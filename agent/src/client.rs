@@ -1,96 +1,19 @@
-//! Ways to a service, behind one type: over TCP, over a unix socket, or straight into the service in
-//! this process. Generated clients cannot tell them apart.
-//!
-//! In this process there is neither socket nor HTTP/2: the request goes to the service's `tower::Service`
-//! as it is, bodies stream both ways, and each side's back-pressure is the other's polling.
+//! Clients of an agent: of the one that runs on this host, or of one made for this process alone.
 
-use std::{convert::Infallible, io, path::Path, sync::Arc};
+use std::{io, sync::Arc};
 
-use hyper_util::rt::TokioIo;
 use thinbak_proto::{
     Failed, FailureKind, MAX_MESSAGE_LEN,
     v1::{agent_client::AgentClient, jobs_client::JobsClient, pools_client::PoolsClient},
 };
 use tokio::net::UnixStream;
-use tonic::{
-    body::Body,
-    codegen::http,
-    service::Routes,
-    transport::{Endpoint, Uri},
-};
-use tower::{ServiceExt, util::BoxCloneSyncService};
 
 use crate::{
+    channel::{BoxedChannel, in_process, over_unix_socket},
     config::Settings,
-    daemon::AgentService,
-    jobs::JobsService,
-    pools::{PoolManager, PoolsService},
+    daemon::agent_routes,
+    pools::PoolManager,
 };
-
-/// What every generated client of this crate is built on.
-pub type BoxedChannel = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, ChannelError>;
-
-/// Why a request did not reach its service.
-#[derive(Debug, thiserror::Error)]
-pub enum ChannelError {
-    /// The connection failed.
-    #[error(transparent)]
-    Transport(#[from] tonic::transport::Error),
-}
-
-impl From<Infallible> for ChannelError {
-    fn from(never: Infallible) -> Self {
-        match never {}
-    }
-}
-
-/// A channel into services of this process.
-#[must_use]
-pub fn in_process(routes: Routes) -> BoxedChannel {
-    let service = ServiceExt::<http::Request<Body>>::map_err(routes.prepare(), ChannelError::from);
-    BoxCloneSyncService::new(service)
-}
-
-/// Connects to an agent's unix socket. [`FailureKind::NotFound`] when nothing answers there.
-pub async fn over_unix_socket(socket: &Path) -> Result<BoxedChannel, Failed> {
-    let place: Arc<Path> = Arc::from(socket);
-    let connector = tower::service_fn(move |_: Uri| {
-        let place = Arc::clone(&place);
-        async move { UnixStream::connect(&*place).await.map(TokioIo::new) }
-    });
-    // The address is never resolved: the connector goes to the socket.
-    let channel = Endpoint::from_static("http://agent.localhost")
-        .connect_with_connector(connector)
-        .await
-        .map_err(|error| no_answer(&format!("connect to the agent at {}", socket.display()), &error))?;
-    Ok(BoxCloneSyncService::new(channel.map_err(ChannelError::from)))
-}
-
-/// Connects to a server at `http://HOST:PORT`. [`FailureKind::NotFound`] when nothing answers there.
-pub async fn over_tcp(url: &str) -> Result<BoxedChannel, Failed> {
-    let endpoint = Endpoint::from_shared(url.to_owned())
-        .map_err(|error| {
-            Failed::new(FailureKind::Usage, format!("read the server address {url}: {error}"))
-                .with_hint("a server is named as http://HOST:PORT")
-        })?
-        .connect_timeout(std::time::Duration::from_secs(10))
-        .tcp_nodelay(true)
-        .initial_stream_window_size(4 * 1024 * 1024)
-        .initial_connection_window_size(16 * 1024 * 1024);
-    let channel = endpoint
-        .connect()
-        .await
-        .map_err(|error| no_answer(&format!("connect to the server {url}"), &error))?;
-    Ok(BoxCloneSyncService::new(channel.map_err(ChannelError::from)))
-}
-
-/// The services of an agent, on the pools of `manager`.
-#[must_use]
-pub fn agent_routes(manager: Arc<PoolManager>) -> Routes {
-    Routes::new(PoolsService::new(Arc::clone(&manager)).into_server())
-        .add_service(JobsService::new(Arc::clone(&manager)).into_server())
-        .add_service(AgentService::new(manager).into_server())
-}
 
 /// An agent, running elsewhere or made for this process alone.
 pub struct AgentChannel {
@@ -164,15 +87,3 @@ pub async fn connect_running_agent(settings: &Settings) -> Result<Option<AgentCh
         }
     }
 }
-
-/// The innermost cause says why; what is around it only repeats "transport error".
-fn no_answer(attempt: &str, error: &tonic::transport::Error) -> Failed {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    Failed::new(FailureKind::NotFound, format!("{attempt}: {cause}"))
-}
-
-#[cfg(test)]
-mod tests;

@@ -11,15 +11,27 @@ use std::{sync::Arc, time::Duration};
 use thinbak_proto::{Failed, FailureKind};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::Server;
+use tonic::{service::Routes, transport::Server};
 
 use self::listen::Listening;
 pub use self::status::AgentService;
-use crate::{client::agent_routes, config::Settings, pools::PoolManager};
+use crate::{
+    config::Settings,
+    jobs::JobsService,
+    pools::{PoolManager, PoolsService},
+};
 
 /// How long calls that are running may take to end after the daemon was asked to stop. What they had made
 /// durable stays, the rest is undone.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The services of an agent, on the pools of `manager`.
+#[must_use]
+pub fn agent_routes(manager: Arc<PoolManager>) -> Routes {
+    Routes::new(PoolsService::new(Arc::clone(&manager)).into_server())
+        .add_service(JobsService::new(Arc::clone(&manager)).into_server())
+        .add_service(AgentService::new(manager).into_server())
+}
 
 /// Serves until `shutdown` resolves, then lets calls that are running end, for a while, and closes the pools.
 /// [`FailureKind::Busy`] when another daemon serves this socket.

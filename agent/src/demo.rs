@@ -23,7 +23,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
-    client::{BoxedChannel, agent_routes, in_process},
+    channel::{BoxedChannel, in_process},
+    daemon::agent_routes,
     pools::{self, PoolManager},
     volume::PoolVolume,
 };

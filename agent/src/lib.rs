@@ -1,8 +1,9 @@
 //! The thinbak node agent and command: pools, change streams, backup and restore jobs.
 //!
-//! Every command is a call on a generated client ([`client::BoxedChannel`]): of a running agent, of a
+//! Every command is a call on a generated client ([`channel::BoxedChannel`]): of a running agent, of a
 //! backup server, or of the same services inside the command's own process.
 
+pub mod channel;
 pub mod cli;
 pub mod client;
 pub mod config;

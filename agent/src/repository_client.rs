@@ -16,7 +16,7 @@ use thinbak_proto::{
 use thinbak_server::Repository;
 use tokio::sync::Mutex;
 
-use crate::client::{self, BoxedChannel};
+use crate::channel::{self, BoxedChannel};
 
 /// A repository and the clients of its services. Cheap to clone.
 #[derive(Clone)]
@@ -72,7 +72,7 @@ pub async fn connect(address: &RepositoryAddress) -> Result<RepositoryConnection
         None => Err(Failed::new(FailureKind::Usage, "no repository is named")
             .with_hint("name one with --repo DIR or --server URL")),
         Some(Address::Url(url)) => {
-            let channel = client::over_tcp(url).await.map_err(|failed| match failed.hint {
+            let channel = channel::over_tcp(url).await.map_err(|failed| match failed.hint {
                 Some(_) => failed,
                 None => failed.with_hint("is thinbak-server running there?"),
             })?;
@@ -98,6 +98,6 @@ async fn open(directory: &Path) -> Result<RepositoryConnection, Failed> {
             repository
         }
     };
-    let channel = client::in_process(thinbak_server::routes(Arc::clone(&repository)));
+    let channel = channel::in_process(thinbak_server::routes(Arc::clone(&repository)));
     Ok(RepositoryConnection { channel, embedded: Some(repository) })
 }

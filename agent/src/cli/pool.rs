@@ -11,7 +11,8 @@ use super::{
     stop::{DAMAGED, Stop},
 };
 use crate::{
-    client::{BoxedChannel, connect_agent},
+    channel::BoxedChannel,
+    client::connect_agent,
     output::{Column, human, json},
 };
 

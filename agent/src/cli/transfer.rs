@@ -17,7 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use self::{input::Input, output::Sparse};
 use super::{Context, grammar::VolumeArg, stop::Stop, volume};
-use crate::{client::BoxedChannel, output::human};
+use crate::{channel::BoxedChannel, output::human};
 
 /// Extents that may wait for the service.
 const QUEUED_EXTENTS: usize = 4;

@@ -7,7 +7,8 @@ use thinbak_proto::v1::{
 
 use super::{Context, args::Volume, grammar::VolumeArg, stop::Stop, transfer};
 use crate::{
-    client::{BoxedChannel, connect_agent},
+    channel::BoxedChannel,
+    client::connect_agent,
     output::{Column, human, json},
 };
 

@@ -13,7 +13,10 @@ use thinbak_proto::{
 use tonic::Streaming;
 
 use super::*;
-use crate::client::{BoxedChannel, agent_routes, in_process};
+use crate::{
+    channel::{BoxedChannel, in_process},
+    daemon::agent_routes,
+};
 
 const MIB: u64 = 1 << 20;
 

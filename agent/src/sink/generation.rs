@@ -16,7 +16,7 @@ use super::{
     session::Session,
 };
 use crate::{
-    client::BoxedChannel,
+    channel::BoxedChannel,
     stream::{Batch, Sink},
 };
 
@@ -92,7 +92,7 @@ impl GenerationSink {
         let Some((id, plain_len)) = packed.chunk else { return packed };
         if packed.stored_len() > 0 && self.sent.contains(&id) {
             self.stats.deduplicated_bytes += plain_len;
-            return packed.as_present();
+            return packed.into_present();
         }
         if packed.stored_len() > 0 {
             self.stats.sent_bytes += packed.stored_len() as u64;

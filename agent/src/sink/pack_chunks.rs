@@ -105,7 +105,7 @@ impl Packed {
 
     /// The same item, naming the chunk instead of carrying it.
     #[must_use]
-    pub(super) fn as_present(self) -> Self {
+    pub(super) fn into_present(self) -> Self {
         let entry = self.chunk.map(|(id, _)| map_item::Entry::Present(id.to_bytes()));
         match entry {
             Some(entry) => Self { item: MapItem { chunk: self.item.chunk, entry: Some(entry) }, ..self },

@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use crate::client::BoxedChannel;
+use crate::channel::BoxedChannel;
 
 /// Messages queued towards the server; batches are also limited by the window in bytes.
 const QUEUED_MESSAGES: usize = 16;

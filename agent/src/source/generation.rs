@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 
 use super::map_walk::{MapRun, MapWalk};
 use crate::{
-    client::BoxedChannel,
+    channel::BoxedChannel,
     stream::{BATCH_BYTES, Batch, Content, Extent, Source},
     volume::PoolVolume,
 };
@@ -64,6 +64,19 @@ impl Geometry {
         let end = run.chunk.saturating_add(run.count).saturating_mul(self.chunk).min(self.size);
         end.saturating_sub(self.offset(run))
     }
+
+    /// How many of at most `limit` chunks of a run to take, so that what is left begins with a block.
+    fn cut(self, run: &MapRun, limit: u64, block: u64) -> u64 {
+        let limit = limit.min(run.count);
+        // Chunks are powers of two: what a block has in common with them is too.
+        let common = 1 << block.trailing_zeros().min(self.chunk.trailing_zeros());
+        let unit = (block / common).max(1);
+        let aligned = (run.chunk + limit) / unit * unit;
+        match aligned.checked_sub(run.chunk) {
+            Some(count) if count > 0 || limit < COMPARED_CHUNKS => count,
+            _ => limit,
+        }
+    }
 }
 
 impl GenerationSource {
@@ -111,13 +124,11 @@ impl GenerationSource {
 
     /// Looks at the next runs of the map; `false` at its end.
     async fn refill(&mut self) -> Result<bool, Failed> {
-        if self.runs.is_empty() {
-            match self.walk.next().await? {
-                Some(runs) => self.runs.extend(runs),
-                None => return Ok(false),
-            }
-        }
+        self.read_map().await?;
         let runs = self.take_runs();
+        if runs.is_empty() {
+            return Ok(false);
+        }
         let mapped = runs.iter().filter(|run| run.entry != MapEntry::Hole);
         self.stats.mapped_bytes += mapped.map(|run| self.geometry.len(run)).sum::<u64>();
         match self.against.clone() {
@@ -132,19 +143,37 @@ impl GenerationSource {
         }
         Ok(true)
     }
-}
 
-impl GenerationSource {
-    /// Takes runs of up to `COMPARED_CHUNKS` chunks off the queue.
+    /// Reads the map until there is enough for one step. What reads as zero becomes one run across the
+    /// nodes of the map: only then it is seen which blocks of the target lie wholly in it.
+    async fn read_map(&mut self) -> Result<(), Failed> {
+        let mut chunks: u64 = self.runs.iter().map(|run| run.count).sum();
+        while chunks <= COMPARED_CHUNKS {
+            let Some(runs) = self.walk.next().await? else { break };
+            for run in runs {
+                chunks = chunks.saturating_add(run.count);
+                match self.runs.back_mut() {
+                    Some(last) if last.entry == run.entry && run.id().is_none() => last.count += run.count,
+                    _ => self.runs.push_back(run),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes runs of up to `COMPARED_CHUNKS` chunks off the queue. A long one is cut where a block of the
+    /// target ends.
     fn take_runs(&mut self) -> Vec<MapRun> {
+        let block = self.against.as_ref().map_or(self.geometry.chunk, PoolVolume::block_bytes);
         let mut taken = Vec::new();
         let mut left = COMPARED_CHUNKS;
         while let Some(run) = self.runs.pop_front() {
             if run.count > left {
-                let rest = MapRun { chunk: run.chunk + left, count: run.count - left, ..run };
+                let count = self.geometry.cut(&run, left, block);
+                let rest = MapRun { chunk: run.chunk + count, count: run.count - count, ..run };
                 self.runs.push_front(rest);
-                if left > 0 {
-                    taken.push(MapRun { count: left, ..run });
+                if count > 0 {
+                    taken.push(MapRun { count, ..run });
                 }
                 break;
             }
@@ -204,8 +233,8 @@ fn compare(target: &PoolVolume, geometry: Geometry, runs: &[MapRun]) -> Result<(
     Ok((different, read))
 }
 
-/// The same for a run that reads as zero. What is mapped must go from a hole; a zero may stay mapped or
-/// unmapped but must read as zero.
+/// The same for a run that reads as zero. Of a hole the target's blocks that lie wholly in it must go;
+/// everything else, and a zero, may stay mapped or unmapped but must read as zero.
 fn compare_gap(
     target: &PoolVolume,
     geometry: Geometry,
@@ -214,25 +243,30 @@ fn compare_gap(
     different: &mut Vec<MapRun>,
 ) -> Result<u64, Failed> {
     let (offset, len) = (geometry.offset(run), geometry.len(run));
+    let block = target.block_bytes();
+    let whole = match run.entry {
+        MapEntry::Hole => offset.next_multiple_of(block)..(offset + len) / block * block,
+        _ => 0..0,
+    };
     let (mut read, mut next) = (0, run.chunk);
     for range in target.mapped(offset, offset + len) {
         let range = range?;
-        let end = range.end.div_ceil(geometry.chunk);
-        for chunk in (range.begin / geometry.chunk).max(next)..end {
+        let must_go = range.begin.max(whole.start)..range.end.min(whole.end);
+        for chunk in (range.begin / geometry.chunk).max(next)..range.end.div_ceil(geometry.chunk) {
             let one = MapRun { chunk, count: 1, entry: run.entry };
-            if run.entry == MapEntry::Zero {
-                let length = geometry.len(&one);
+            let (begin, length) = (geometry.offset(&one), geometry.len(&one));
+            if begin.max(must_go.start) >= (begin + length).min(must_go.end) {
                 let part =
                     usize::try_from(length).ok().and_then(|len| buffer.get_mut(..len)).unwrap_or_default();
-                target.read(geometry.offset(&one), part)?;
+                target.read(begin, part)?;
                 read += length;
                 if part.iter().all(|byte| *byte == 0) {
                     continue;
                 }
             }
             merge(different, one);
+            next = chunk + 1;
         }
-        next = next.max(end);
     }
     Ok(read)
 }

@@ -5,7 +5,7 @@ use thinbak_proto::{
     v1::{Generation, GetNodesRequest, content_client::ContentClient},
 };
 
-use crate::client::BoxedChannel;
+use crate::channel::BoxedChannel;
 
 /// What a run of chunks holds. Zero and hole runs may be long, a chunk is always alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
