@@ -67,7 +67,7 @@ async fn follow(context: &Context, connection: &RepositoryConnection, verify: Ve
                     output.json_line(&json::verify_summary(&summary))?;
                 } else {
                     output.line(&format!(
-                        "{} generations, {} chunks ({}) and {} map nodes read back in {}, {} damaged",
+                        "generations: {}; {} chunks ({}) and {} map nodes read back in {}; damaged: {}",
                         summary.generations,
                         summary.chunks_checked,
                         human::bytes(summary.bytes_checked),
