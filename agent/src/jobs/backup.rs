@@ -18,14 +18,14 @@ use uuid::Uuid;
 
 use super::{
     events::{Events, blocking},
-    plan::{self, Due, Sorted, Transfer},
+    plan::{self, Candidate, Due, Sorted, Transfer},
     point::to_wire,
 };
 use crate::{
     pools::{self, PoolManager, VolumeLock},
     repository_client::{RepositoryConnection, connect},
     sink::GenerationSink,
-    source::PoolSource,
+    source::{ChangeList, PoolSource},
     stream::{Progress, pump},
     volume::PoolVolume,
 };
@@ -201,6 +201,8 @@ impl<'a> Backup<'a> {
             "compare",
             &progress,
             blocking(move || {
+                // Held to the end of the work, which goes on for a while when the job was interrupted.
+                let _lease = lease;
                 let mut sorted = plan::idle_test(&engine, dues)?;
                 if grouped && !sorted.changed.is_empty() {
                     // One moment for all of them: the unchanged ones are snapshotted with the others.
@@ -217,7 +219,6 @@ impl<'a> Backup<'a> {
             }),
         );
         let found = found.await;
-        drop(lease);
         match found {
             Err(failed) => {
                 for name in names {
@@ -283,63 +284,66 @@ impl<'a> Backup<'a> {
         })
     }
 
-    /// Sends what changed, commits, and makes the snapshot the new base.
+    /// Sends what changed, commits, and makes the snapshot the new base. On failure the snapshot is removed.
     async fn transfer(
         &self,
         pool: &Arc<EmbeddedPool>,
         transfer: Transfer,
         timing: Timing,
     ) -> Result<JobSummary, Failed> {
-        let candidate = transfer.candidate.clone();
-        let outcome = self.send(pool, transfer, timing).await;
-        if outcome.is_err() {
-            let pool = Arc::clone(pool);
-            blocking(move || {
-                plan::drop_candidate(&pool, &candidate);
-                Ok(())
-            })
-            .await?;
+        let Transfer { due, candidate, point, changes } = transfer;
+        let changes = (point, changes);
+        match self.send(pool, &due, &candidate, changes, timing).await {
+            Ok((summary, base)) => {
+                blocking(move || candidate.keep(base)).await?;
+                Ok(summary)
+            }
+            Err(failed) => {
+                blocking(move || Ok(drop(candidate))).await?;
+                Err(failed)
+            }
         }
-        outcome
     }
 
     async fn send(
         &self,
         pool: &Arc<EmbeddedPool>,
-        transfer: Transfer,
+        due: &Due,
+        candidate: &Candidate,
+        (point, changes): (Point, ChangeList),
         timing: Timing,
-    ) -> Result<JobSummary, Failed> {
+    ) -> Result<(JobSummary, Base), Failed> {
         let started = Instant::now();
-        let Transfer { due, candidate, point, changes } = transfer;
         let changed_bytes = changes.bytes();
         let progress = Progress::new(changed_bytes);
-        let mut sink = GenerationSink::begin(self.connection.ingest(), self.begin(&due, &point)).await?;
-        let volume = PoolVolume::new(Arc::clone(pool), candidate.clone());
+        let mut sink = GenerationSink::begin(self.connection.ingest(), self.begin(due, &point)).await?;
+        let volume = PoolVolume::new(Arc::clone(pool), candidate.volume().clone());
         let mut source = PoolSource::start(volume, changes, u64::from(self.chunk_bytes));
         let moved = pump(&mut source, &mut sink, &progress);
         self.events.during(&due.name, "transfer", &progress, moved).await?;
         let generation = self.events.during(&due.name, "commit", &progress, sink.commit()).await?;
-        let (pool, repository, uuid) = (Arc::clone(pool), self.repository, due.volume.uuid);
-        let (number, root, kept) = (generation.number, root_of(&generation)?, point.clone());
-        blocking(move || {
-            let base = Base { repository, volume: uuid, generation: number, root, point: kept };
-            pool.keep_base(&candidate, base).map_err(pools::failed)
-        })
-        .await?;
+        let base = Base {
+            repository: self.repository,
+            volume: due.volume.uuid,
+            generation: generation.number,
+            root: root_of(&generation)?,
+            point: point.clone(),
+        };
         let mode = match (&due.base, due.reason.as_str()) {
             (Some(_), _) => "incremental",
             (None, "") => "full",
             (None, _) => "compared",
         };
-        Ok(JobSummary {
+        let summary = JobSummary {
             mode: mode.to_owned(),
             reason: if due.base.is_some() { String::new() } else { due.reason.clone() },
             changed_bytes,
             read_bytes: source.read_bytes(),
             sent_bytes: sink.stats().sent_bytes,
             deduplicated_bytes: sink.stats().deduplicated_bytes,
-            ..summary_of(&due, &point, &generation, timing, started)
-        })
+            ..summary_of(due, &point, &generation, timing, started)
+        };
+        Ok((summary, base))
     }
 }
 

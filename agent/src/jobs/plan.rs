@@ -4,7 +4,10 @@
 //! were not written since their base and need nothing; only the others are snapshotted, and the second
 //! one is walked. It is released before any data is read. Blocking.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use thinbak_engine::{Base, EmbeddedPool, MetadataView, Point, Roots, Volume};
 use thinbak_proto::{Failed, FailureKind};
@@ -30,11 +33,46 @@ pub(super) struct Due {
 pub(super) struct Transfer {
     pub(super) due: Due,
     /// The private snapshot that is read.
-    pub(super) candidate: Volume,
+    pub(super) candidate: Candidate,
     /// The snapshot as the server will record it.
     pub(super) point: Point,
     /// What the stream must name.
     pub(super) changes: ChangeList,
+}
+
+/// A private snapshot, removed when this is dropped unless it has become the base: also when the job that
+/// it was taken for has ended before it could be handed over.
+pub(super) struct Candidate {
+    pool: Arc<EmbeddedPool>,
+    volume: Volume,
+    kept: bool,
+}
+
+impl Candidate {
+    /// The device in the pool.
+    pub(super) fn volume(&self) -> &Volume {
+        &self.volume
+    }
+
+    /// Makes it the base of the volume's next backup. Blocking.
+    pub(super) fn keep(mut self, base: Base) -> Result<(), Failed> {
+        self.pool.keep_base(&self.volume, base).map_err(pools::failed)?;
+        self.kept = true;
+        Ok(())
+    }
+}
+
+impl Drop for Candidate {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        // A failure is only logged: the next open of the pool removes what is left over.
+        if let Err(error) = self.pool.drop_transient(&self.volume) {
+            let device = self.volume.device;
+            tracing::warn!(%device, %error, "a private snapshot is left until the pool is opened again");
+        }
+    }
 }
 
 /// What the idle test found.
@@ -93,33 +131,20 @@ fn is_idle(view: &MetadataView, due: &Due) -> Result<bool, Failed> {
 
 /// Snapshots all volumes at one moment, reserves, walks, releases. On failure the snapshots are gone.
 pub(super) fn snapshot_and_walk(
-    pool: &EmbeddedPool,
+    pool: &Arc<EmbeddedPool>,
     dues: Vec<Due>,
     chunk_bytes: u32,
 ) -> Result<(Vec<Transfer>, Duration), Failed> {
     let names: Vec<&str> = dues.iter().map(|due| due.volume.name.as_str()).collect();
-    let candidates = pool.take_candidates(&names).map_err(pools::failed)?;
-    let walked = walk(pool, dues, &candidates, chunk_bytes);
-    if walked.is_err() {
-        for candidate in &candidates {
-            drop_candidate(pool, candidate);
-        }
-    }
-    walked
-}
-
-/// Removes a private snapshot that is of no use any more. A failure is only logged: the next open of the
-/// pool removes what is left over.
-pub(super) fn drop_candidate(pool: &EmbeddedPool, candidate: &Volume) {
-    if let Err(error) = pool.drop_transient(candidate) {
-        tracing::warn!(device = %candidate.device, %error, "a private snapshot is left until the pool is opened again");
-    }
+    let taken = pool.take_candidates(&names).map_err(pools::failed)?.into_iter();
+    let guarded = taken.map(|volume| Candidate { pool: Arc::clone(pool), volume, kept: false });
+    walk(pool, dues, guarded.collect(), chunk_bytes)
 }
 
 fn walk(
     pool: &EmbeddedPool,
     dues: Vec<Due>,
-    candidates: &[Volume],
+    candidates: Vec<Candidate>,
     chunk_bytes: u32,
 ) -> Result<(Vec<Transfer>, Duration), Failed> {
     let msnap = pool.reserve_msnap().map_err(pools::failed)?;
@@ -128,7 +153,7 @@ fn walk(
     let mut transfers = Vec::with_capacity(dues.len());
     for (mut due, candidate) in dues.into_iter().zip(candidates) {
         prove(pool, &view, &mut due);
-        let point = pool.point(candidate, &view).map_err(pools::failed)?;
+        let point = pool.point(candidate.volume(), &view).map_err(pools::failed)?;
         let base = due
             .base
             .as_ref()
@@ -137,8 +162,45 @@ fn walk(
         let changes = changes.map_err(|error| {
             Failed::new(FailureKind::Failed, format!("finding what changed in {}: {error}", due.name))
         })?;
-        transfers.push(Transfer { due, candidate: candidate.clone(), point, changes });
+        transfers.push(Transfer { due, candidate, point, changes });
     }
     msnap.release().map_err(pools::failed)?;
     Ok((transfers, since.elapsed()))
+}
+
+#[cfg(test)]
+mod tests {
+    use thinbak_engine::{BlockSize, CreateOptions, Kind};
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn a_snapshot_that_nobody_takes_over_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = CreateOptions {
+            name: "p".to_owned(),
+            data_bytes: 16 << 20,
+            block_size: BlockSize::from_bytes(64 << 10).unwrap(),
+            metadata_bytes: None,
+            devices: None,
+        };
+        let pool = Arc::new(EmbeddedPool::create(&dir.path().join("p"), options).unwrap());
+        let volume = pool.create_volume("v", 1 << 20).unwrap();
+        pool.write(&volume, 0, &[1; 4096]).unwrap();
+        let due =
+            || Due { volume: volume.clone(), name: "h/p/v".to_owned(), base: None, reason: String::new() };
+        let (transfers, _) = snapshot_and_walk(&pool, vec![due()], 64 << 10).unwrap();
+        assert_eq!(pool.volumes().len(), 2);
+        drop(transfers);
+        assert_eq!(pool.volumes().len(), 1);
+
+        let (mut transfers, _) = snapshot_and_walk(&pool, vec![due()], 64 << 10).unwrap();
+        let Transfer { candidate, point, .. } = transfers.pop().unwrap();
+        let repository = Uuid::new_v4();
+        candidate
+            .keep(Base { repository, volume: volume.uuid, generation: 1, root: [0; 32], point })
+            .unwrap();
+        assert!(pool.volumes().iter().any(|volume| matches!(volume.kind, Kind::Base { .. })));
+    }
 }
