@@ -345,6 +345,11 @@ impl EmbeddedError {
             Self::MsnapHeld { ours: false, .. } => {
                 "if its owner is gone: thinbak msnap release --force".to_owned()
             }
+            Self::Pool { source: PoolError::ReadOnlyMode { needs_check: true }, .. } => {
+                "a write failed: see that the pool's files have room; it is checked when it is opened again"
+                    .to_owned()
+            }
+            Self::MsnapHeld { ours: true, .. } => "let go of it with: thinbak msnap release".to_owned(),
             Self::NewerFormat { .. } | Self::Registry(RegistryError::NewerFormat { .. }) => {
                 "use a newer thinbak".to_owned()
             }

@@ -11,13 +11,16 @@ use parking_lot::Mutex;
 use super::description::{DESCRIPTION, Description};
 use super::locks::{LOCK, Lock};
 use super::{Books, EmbeddedError, EmbeddedPool, Inner};
-use crate::block_device::{Access, FileDevice};
-use crate::format::DeviceId;
+use crate::block_device::{Access, BlockDevice as _, FileDevice};
+use crate::check::check;
+use crate::format::{DeviceId, MetadataBlock, Superblock};
+use crate::persistent_data::write_superblock;
 use crate::pool::{Pool, PoolError};
 use crate::registry::{Change, FileLog, JOURNAL, JOURNAL_NEW, Plan, Registry, State};
 
 impl EmbeddedPool {
-    /// Opens the pool in a directory, alone. Nothing is written before everything was found right. Then the registry
+    /// Opens the pool in a directory, alone. Metadata that need a check are checked. Nothing
+    /// else is written before everything was found right. Then the registry
     /// is brought into step with the pool, private devices and the metadata snapshot of a dead process are removed.
     ///
     /// # Errors
@@ -51,6 +54,7 @@ impl EmbeddedPool {
             _ => EmbeddedError::Io { attempt: "read", path: journal, source },
         })?;
         let registry = Registry::load(Box::new(log), &content, description.uuid)?;
+        make_writable(&description.name, &metadata, data.size_bytes());
         let pool = Pool::open(metadata, data).map_err(EmbeddedError::pool("the pool could not be opened"))?;
         let pool = Self::assemble(description, dir, pool, registry, locks)?;
         // Left by a compaction that was cut off; the next one would write over it.
@@ -81,6 +85,27 @@ impl EmbeddedPool {
         };
         inner.recover()?;
         Ok(Self { inner: Arc::new(inner) })
+    }
+}
+
+/// Takes the mark off metadata that need a check once a check has found nothing else. A full file system sets it: what
+/// was committed is whole, and the pool is to write again when there is room. On any doubt the mark stays and the pool
+/// opens read-only.
+fn make_writable(name: &str, metadata: &Arc<FileDevice>, data_bytes: u64) {
+    let marked = Superblock::read(metadata.as_ref(), MetadataBlock(0)).ok();
+    let Some(mut superblock) = marked.filter(|superblock| superblock.needs_check) else { return };
+    let found = match check(metadata.clone(), Some(data_bytes)) {
+        Ok(report) => report.damage.len() as u64 + report.fatal_omitted + report.minor_omitted,
+        Err(error) => return tracing::warn!(pool = name, %error, "the metadata could not be checked"),
+    };
+    // The mark itself is the one finding.
+    if found > 1 {
+        return tracing::warn!(pool = name, findings = found - 1, "the metadata need a repair");
+    }
+    superblock.needs_check = false;
+    match write_superblock(metadata.as_ref(), &superblock) {
+        Ok(()) => tracing::info!(pool = name, "the metadata needed a check, which found nothing wrong"),
+        Err(error) => tracing::warn!(pool = name, %error, "the need of a check stays recorded"),
     }
 }
 

@@ -3,8 +3,11 @@
 use std::fs;
 use std::path::Path;
 
-use super::{BLOCK, block, pool};
+use super::{BLOCK, block, pool, reopened};
+use crate::block_device::{Access, FileDevice};
 use crate::embedded::{EmbeddedError, EmbeddedPool, ErrorClass};
+use crate::format::{MetadataBlock, Superblock};
+use crate::persistent_data::write_superblock;
 use crate::pool::PoolError;
 use crate::registry::RegistryError;
 
@@ -145,4 +148,50 @@ fn an_older_pool_under_a_newer_registry_is_refused() {
         assert_eq!(error.class(), ErrorClass::Damaged);
         assert_eq!(content(&new), before);
     }
+}
+
+/// Marks the metadata as in need of a check, as a failed write does.
+fn mark(metadata: &Path) {
+    let device = FileDevice::open(metadata, Access::ReadWrite).unwrap();
+    let mut superblock = Superblock::read(&device, MetadataBlock(0)).unwrap();
+    superblock.needs_check = true;
+    write_superblock(&device, &superblock).unwrap();
+}
+
+#[test]
+fn a_pool_that_needs_a_check_writes_again_if_nothing_is_wrong_with_it() {
+    let (_dir, pool) = pool();
+    let volume = pool.create_volume("v", BLOCK).unwrap();
+    pool.write(&volume, 0, &[7; 512]).unwrap();
+    let dir = pool.dir().to_owned();
+    drop(pool);
+    mark(&dir.join("metadata"));
+    let pool = reopened(EmbeddedPool::open(&dir).unwrap());
+    let volume = pool.volume("v").unwrap();
+    let mut found = [0; 512];
+    pool.read(&volume, 0, &mut found).unwrap();
+    assert_eq!(found, [7; 512]);
+    pool.write(&volume, 0, &[8; 512]).unwrap();
+    pool.flush().unwrap();
+}
+
+#[test]
+fn a_pool_that_needs_a_check_and_is_damaged_stays_read_only() {
+    let (_dir, pool) = pool();
+    pool.create_volume("v", BLOCK).unwrap();
+    let metadata = pool.dir().join("metadata");
+    let details = pool.pool().superblock().details_root.get();
+    let dir = pool.dir().to_owned();
+    drop(pool);
+    mark(&metadata);
+    let mut bytes = std::fs::read(&metadata).unwrap();
+    let at = usize::try_from(details).unwrap() * 4096 + 100;
+    bytes[at] ^= 1;
+    std::fs::write(&metadata, &bytes).unwrap();
+    if let Ok(pool) = EmbeddedPool::open(&dir) {
+        assert!(pool.pool().status().needs_check);
+        assert!(pool.create_volume("w", BLOCK).is_err());
+    }
+    let device = FileDevice::open(&metadata, Access::ReadWrite).unwrap();
+    assert!(Superblock::read(&device, MetadataBlock(0)).unwrap().needs_check);
 }
