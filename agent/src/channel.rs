@@ -4,7 +4,7 @@
 //! In this process there is neither socket nor HTTP/2: the request goes to the service's `tower::Service`
 //! as it is, bodies stream both ways, and each side's back-pressure is the other's polling.
 
-use std::{convert::Infallible, path::Path, sync::Arc};
+use std::{convert::Infallible, path::Path, sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use thinbak_proto::{Failed, FailureKind};
@@ -56,14 +56,27 @@ pub async fn over_unix_socket(socket: &Path) -> Result<BoxedChannel, Failed> {
     Ok(BoxCloneSyncService::new(channel.map_err(ChannelError::from)))
 }
 
+/// How long a connection with calls under way may be silent before its other end is asked for a sign of life, and how
+/// long that may take.
+const SILENCE: Duration = Duration::from_secs(30);
+
 /// Connects to a server at `http://HOST:PORT`. [`FailureKind::NotFound`] when nothing answers there.
 pub async fn over_tcp(url: &str) -> Result<BoxedChannel, Failed> {
-    let endpoint = Endpoint::from_shared(url.to_owned())
-        .map_err(|error| {
-            Failed::new(FailureKind::Usage, format!("read the server address {url}: {error}"))
-                .with_hint("a server is named as http://HOST:PORT")
-        })?
-        .connect_timeout(std::time::Duration::from_secs(10))
+    let unreadable = |why: &str| {
+        Failed::new(FailureKind::Usage, format!("read the server address `{url}`: {why}"))
+            .with_hint("a server is named as http://HOST:PORT")
+    };
+    let address = url.parse::<Uri>().map_err(|error| unreadable(&error.to_string()))?;
+    match address.scheme_str() {
+        Some("http") if address.host().is_some() => {}
+        // Never in the clear where somebody asked for more.
+        Some("https") => return Err(unreadable("TLS is not supported by this version")),
+        _ => return Err(unreadable("it does not begin with http://")),
+    }
+    let endpoint = Endpoint::from(address)
+        .http2_keep_alive_interval(SILENCE)
+        .keep_alive_timeout(SILENCE)
+        .connect_timeout(Duration::from_secs(10))
         .tcp_nodelay(true)
         .initial_stream_window_size(4 * 1024 * 1024)
         .initial_connection_window_size(16 * 1024 * 1024);

@@ -4,12 +4,13 @@ use std::{
     collections::HashMap,
     path::{Path, PathBuf},
     sync::{Arc, Weak},
+    time::Duration,
 };
 
 use thinbak_proto::{
     Failed, FailureKind, MAX_MESSAGE_LEN,
     v1::{
-        RepositoryAddress, content_client::ContentClient, ingest_client::IngestClient,
+        InfoRequest, RepositoryAddress, content_client::ContentClient, ingest_client::IngestClient,
         repository_address::Address, repository_client::RepositoryClient,
     },
 };
@@ -54,9 +55,10 @@ impl RepositoryConnection {
     /// sealed and its lock given up. Not calling this loses nothing; the next open does the work.
     pub async fn close(self) {
         drop(self.channel);
-        if let Some(repository) = self.embedded
-            && let Some(last) = Arc::into_inner(repository)
-        {
+        let Some(repository) = self.embedded else { return };
+        // Whoever opens it next waits until it is closed.
+        let _alone = OPEN.lock().await;
+        if let Some(last) = Arc::into_inner(repository) {
             last.close().await;
         }
     }
@@ -76,10 +78,28 @@ pub async fn connect(address: &RepositoryAddress) -> Result<RepositoryConnection
                 Some(_) => failed,
                 None => failed.with_hint("is thinbak-server running there?"),
             })?;
-            Ok(RepositoryConnection { channel, embedded: None })
+            let connection = RepositoryConnection { channel, embedded: None };
+            introduce(url, &connection).await?;
+            Ok(connection)
         }
         Some(Address::Directory(directory)) => open(Path::new(directory)).await,
     }
+}
+
+/// How long a server may take for its first answer.
+const FIRST_ANSWER: Duration = Duration::from_secs(20);
+
+/// Finds out whether it is a server of ours that was connected to.
+async fn introduce(url: &str, connection: &RepositoryConnection) -> Result<(), Failed> {
+    let mut client = connection.repository();
+    let why = match tokio::time::timeout(FIRST_ANSWER, client.info(InfoRequest {})).await {
+        Ok(Ok(_)) => return Ok(()),
+        Ok(Err(status)) if !status.details().is_empty() => return Err(status.into()),
+        Ok(Err(status)) => Failed::from(status).message,
+        Err(_) => format!("no answer in {} s", FIRST_ANSWER.as_secs()),
+    };
+    let message = format!("connect to the server {url}: what is there does not answer as one: {why}");
+    Err(Failed::new(FailureKind::NotFound, message).with_hint("is thinbak-server running there?"))
 }
 
 async fn open(directory: &Path) -> Result<RepositoryConnection, Failed> {
@@ -100,4 +120,49 @@ async fn open(directory: &Path) -> Result<RepositoryConnection, Failed> {
     };
     let channel = channel::in_process(thinbak_server::routes(Arc::clone(&repository)));
     Ok(RepositoryConnection { channel, embedded: Some(repository) })
+}
+
+#[cfg(test)]
+mod tests {
+    use thinbak_server::InitOptions;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_answers_but_is_no_server_of_ours_is_called_that() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.1 400 No\r\n\r\n").await;
+            }
+        });
+        let failed = connect(&RepositoryAddress { address: Some(Address::Url(url.clone())) }).await;
+        let failed = failed.err().unwrap();
+        assert_eq!(failed.exit_code(), 10);
+        assert!(failed.message.contains(&url) && failed.hint.is_some(), "{failed:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn jobs_that_open_and_close_one_repository_do_not_lock_each_other_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("repo");
+        Repository::init(&place, InitOptions::default()).await.unwrap();
+        let directory = place.to_string_lossy().into_owned();
+        let address = RepositoryAddress { address: Some(Address::Directory(directory)) };
+        let jobs = (0..6).map(|_| {
+            let address = address.clone();
+            tokio::spawn(async move {
+                for _ in 0..15 {
+                    let connection = connect(&address).await?;
+                    connection.repository().info(InfoRequest {}).await?;
+                    connection.close().await;
+                }
+                Ok::<_, Failed>(())
+            })
+        });
+        for job in jobs.collect::<Vec<_>>() {
+            job.await.unwrap().unwrap();
+        }
+    }
 }

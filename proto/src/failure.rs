@@ -95,7 +95,20 @@ impl From<Status> for Failed {
             Code::PermissionDenied | Code::Unauthenticated => FailureKind::Denied,
             _ => FailureKind::Failed,
         };
-        Self::new(kind, status.message())
+        Self::new(kind, said_by(&status))
+    }
+}
+
+/// One line of a status that is not ours. One that this side made, because the connection failed, has a cause.
+fn said_by(status: &Status) -> String {
+    let mut cause = std::error::Error::source(status);
+    while let Some(deeper) = cause.and_then(std::error::Error::source) {
+        cause = Some(deeper);
+    }
+    match (cause.map(ToString::to_string), status.message()) {
+        (Some(cause), _) if !cause.is_empty() => format!("the connection was lost: {cause}"),
+        (_, "") => status.code().description().to_owned(),
+        (_, message) => message.to_owned(),
     }
 }
 
@@ -113,5 +126,17 @@ mod tests {
     fn a_status_that_is_not_ours_keeps_its_meaning() {
         let failed = Failed::from(Status::unavailable("connection refused"));
         assert_eq!((failed.kind, failed.exit_code()), (FailureKind::NotFound, 10));
+    }
+
+    #[test]
+    fn a_status_without_words_still_says_something() {
+        assert!(!Failed::from(Status::unimplemented("")).message.is_empty());
+    }
+
+    #[test]
+    fn a_broken_connection_is_called_that_and_its_cause_is_named() {
+        let cause = std::io::Error::new(std::io::ErrorKind::ConnectionReset, "reset by peer");
+        let failed = Failed::from(Status::from_error(Box::new(cause)));
+        assert_eq!(failed.message, "the connection was lost: reset by peer");
     }
 }

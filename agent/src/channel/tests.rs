@@ -88,5 +88,7 @@ async fn nobody_at_the_port_is_not_found_and_says_why() {
 
 #[tokio::test]
 async fn a_server_address_that_is_none_is_a_usage_error() {
-    assert_eq!(over_tcp("not a url").await.err().unwrap().exit_code(), 2);
+    for url in ["not a url", "", "garbage", "127.0.0.1:7440", "unix:/run/x", "https://127.0.0.1:7440"] {
+        assert_eq!(over_tcp(url).await.err().unwrap().exit_code(), 2, "{url}");
+    }
 }
