@@ -74,11 +74,14 @@ pub async fn serve(
     if !address.ip().is_loopback() {
         return Err(ServeError::NotLoopback(address));
     }
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .map_err(ServeError::Reflection)?;
+    // Both versions of the protocol: many clients still ask for the older one only.
+    let described = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let reflection = described().build_v1().map_err(ServeError::Reflection)?;
+    let older_reflection = described().build_v1alpha().map_err(ServeError::Reflection)?;
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_serving::<RepositoryServer<GenerationService>>().await;
     reporter.set_serving::<IngestServer<IngestService>>().await;
@@ -93,6 +96,7 @@ pub async fn serve(
         .add_routes(routes(repository))
         .add_service(health)
         .add_service(reflection)
+        .add_service(older_reflection)
         .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async move {
             shutdown.await;
             stop.stop();
