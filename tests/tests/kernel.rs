@@ -3,6 +3,8 @@
 //! Each side finds the other's pool as a naive model says (contents, mapped blocks, status line, held metadata
 //! snapshot), changes it, and the checkers of both have nothing to say.
 
+#[path = "kernel/block_devices.rs"]
+mod block_devices;
 #[path = "kernel/file_system.rs"]
 mod file_system;
 #[path = "kernel/guest.rs"]
