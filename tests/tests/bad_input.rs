@@ -240,3 +240,26 @@ fn a_closed_pipe_is_not_an_error() -> Result<()> {
     ensure!(spawn(&mut shell)?.wait()?.success());
     Ok(())
 }
+
+#[test]
+fn a_backup_goes_on_when_nobody_reads_what_it_prints() -> Result<()> {
+    let world = World::new(Way::Embedded, SIZE)?;
+    Model::new(SIZE, seed()?).scribble(&*world.open_pool()?, "v", 40)?;
+    let repo = world.repo().display().to_string();
+    for generation in 1..=3 {
+        let mut command = world.thinbak.command(&["--json", "--repo", &repo, "backup", &world.volume("v")]);
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        ensure!(spawn(command.stdout(writer))?.wait()?.success());
+        let shown = ["--repo", &repo, "generation", "show", &format!("p/v:{generation}")];
+        world.thinbak.ok(&shown)?;
+    }
+    // Nor does a verdict get lost.
+    let pack = pack_of(&world)?;
+    flip(&pack, fs::metadata(&pack)?.len() / 3)?;
+    let mut command = world.thinbak.command(&["--json", "--repo", &repo, "verify"]);
+    let (reader, writer) = std::io::pipe()?;
+    drop(reader);
+    ensure!(spawn(command.stdout(writer))?.wait()?.code() == Some(4));
+    Ok(())
+}

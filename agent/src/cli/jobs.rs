@@ -1,5 +1,7 @@
 //! Following a job: its progress, its summaries, its failures, and the exit code of all together.
 
+use std::io;
+
 use thinbak_proto::{
     Failed,
     v1::{JobError, JobEvent, JobSummary, job_event::Event},
@@ -43,14 +45,14 @@ impl Following<'_> {
     fn event(&mut self, event: Event) -> Result<(), Stop> {
         let output = self.context.output;
         match event {
-            Event::Status(status) if output.is_json() => output.json_line(&json::status(&status))?,
+            Event::Status(status) if output.is_json() => going_on(output.json_line(&json::status(&status)))?,
             Event::Status(status) => {
                 self.bars.update(&status.volume, &status.phase, status.done_bytes, status.total_bytes);
             }
             Event::Summary(summary) => {
                 self.bars.finish(&summary.volume);
                 if output.is_json() {
-                    output.json_line(&json::summary(&summary))?;
+                    going_on(output.json_line(&json::summary(&summary)))?;
                 }
                 self.done.push(summary);
             }
@@ -59,7 +61,7 @@ impl Following<'_> {
                 let failed = Failed::from(failure.unwrap_or_default());
                 self.failed.get_or_insert(failed.exit_code());
                 if output.is_json() {
-                    output.json_line(&json::error(&job, Some(&volume), &failed))?;
+                    going_on(output.json_line(&json::error(&job, Some(&volume), &failed)))?;
                 }
                 self.bars.clear();
                 let message = format!("{job} of {volume}: {}", failed.message);
@@ -76,7 +78,8 @@ impl Following<'_> {
             for summary in self.done.iter().filter(|summary| !summary.reason.is_empty()) {
                 output.note(&format!("{}: {}, because {}", summary.volume, summary.mode, summary.reason));
             }
-            output.table(&columns(job), self.done.iter().map(|summary| row(job, summary)).collect())?;
+            let rows = self.done.iter().map(|summary| row(job, summary)).collect();
+            going_on(output.table(&columns(job), rows))?;
         }
         match (ended, self.failed, self.done.is_empty()) {
             (None, None, _) => Ok(()),
@@ -89,6 +92,14 @@ impl Following<'_> {
             (None, Some(code), true) => Err(Stop::Exit(code)),
             (None, Some(_), false) => Err(Stop::Exit(PARTIAL)),
         }
+    }
+}
+
+/// A job goes on when nobody reads any more what it prints, and its exit code says how it ended.
+pub(super) fn going_on(printed: io::Result<()>) -> Result<(), Stop> {
+    match printed {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        printed => Ok(printed?),
     }
 }
 

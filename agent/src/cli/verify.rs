@@ -5,6 +5,7 @@ use thinbak_proto::v1::{GenerationSelector, VerifyRequest, verify_event::Event};
 use super::{
     Context,
     args::Verify,
+    jobs::going_on,
     restore::volume_name,
     stop::{DAMAGED, Stop},
 };
@@ -35,38 +36,40 @@ async fn follow(context: &Context, connection: &RepositoryConnection, verify: Ve
     let mut damaged = 0;
     while let Some(event) = events.message().await? {
         match event.event {
-            Some(Event::Progress(progress)) if output.is_json() => output.json_line(&serde_json::json!({
-                "message_type": "status",
-                "job": "verify",
-                "done_bytes": progress.done_bytes,
-                "total_bytes": progress.total_bytes,
-            }))?,
+            Some(Event::Progress(progress)) if output.is_json() => {
+                going_on(output.json_line(&serde_json::json!({
+                    "message_type": "status",
+                    "job": "verify",
+                    "done_bytes": progress.done_bytes,
+                    "total_bytes": progress.total_bytes,
+                })))?
+            }
             Some(Event::Progress(progress)) => {
                 bars.update("verify", "", progress.done_bytes, progress.total_bytes);
             }
             Some(Event::Damage(damage)) => {
                 damaged += 1;
                 if output.is_json() {
-                    output.json_line(&json::verify_damage(&damage))?;
+                    going_on(output.json_line(&json::verify_damage(&damage)))?;
                 } else {
                     bars.clear();
-                    output.line(&format!(
+                    going_on(output.line(&format!(
                         "damage: {}:{}: {} bytes at {}: {}",
                         damage.volume_name,
                         damage.generation,
                         damage.length_bytes,
                         damage.offset_bytes,
                         damage.reason
-                    ))?;
+                    )))?;
                 }
             }
             Some(Event::Summary(summary)) => {
                 damaged = damaged.max(summary.damaged);
                 bars.clear();
                 if output.is_json() {
-                    output.json_line(&json::verify_summary(&summary))?;
+                    going_on(output.json_line(&json::verify_summary(&summary)))?;
                 } else {
-                    output.line(&format!(
+                    going_on(output.line(&format!(
                         "generations: {}; {} chunks ({}) and {} map nodes read back in {}; damaged: {}",
                         summary.generations,
                         summary.chunks_checked,
@@ -74,7 +77,7 @@ async fn follow(context: &Context, connection: &RepositoryConnection, verify: Ve
                         summary.map_nodes_checked,
                         human::seconds(summary.seconds),
                         summary.damaged
-                    ))?;
+                    )))?;
                 }
             }
             None => {}
