@@ -20,6 +20,7 @@ use super::{
     events::{Events, blocking},
     plan::{self, Candidate, Due, Sorted, Transfer},
     point::to_wire,
+    sample,
 };
 use crate::{
     pools::{self, PoolManager, VolumeLock},
@@ -299,7 +300,11 @@ impl<'a> Backup<'a> {
                 Ok(summary)
             }
             Err(failed) => {
-                blocking(move || Ok(drop(candidate))).await?;
+                blocking(move || {
+                    drop(candidate);
+                    Ok(())
+                })
+                .await?;
                 Err(failed)
             }
         }
@@ -316,6 +321,11 @@ impl<'a> Backup<'a> {
         let started = Instant::now();
         let changed_bytes = changes.bytes();
         let progress = Progress::new(changed_bytes);
+        if let Some(base) = &due.base {
+            let sampled = sample::check(self.connection.content(), pool, base, self.chunk_bytes, &due.name);
+            let sampled = self.events.during(&due.name, "compare", &progress, sampled).await?;
+            tracing::debug!(volume = due.name, sampled, "unchanged chunks are as the server has them");
+        }
         let mut sink = GenerationSink::begin(self.connection.ingest(), self.begin(due, &point)).await?;
         let volume = PoolVolume::new(Arc::clone(pool), candidate.volume().clone());
         let mut source = PoolSource::start(volume, changes, u64::from(self.chunk_bytes));
