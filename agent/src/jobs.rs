@@ -5,6 +5,7 @@ mod events;
 mod plan;
 mod point;
 mod restore;
+mod sample;
 
 use std::sync::Arc;
 
