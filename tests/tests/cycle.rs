@@ -137,6 +137,23 @@ fn a_restore_in_place_writes_only_what_differs() -> Result<()> {
 }
 
 #[test]
+fn what_lay_beyond_a_smaller_generation_does_not_come_back_after_a_restore_in_place() -> Result<()> {
+    let world = World::new(Way::Embedded, SIZE)?;
+    let resize =
+        |size: u64| world.thinbak.ok(&["volume", "resize", &world.volume("v"), "--size", &size.to_string()]);
+    let mut model = Model::new(SIZE, seed()?);
+    model.scribble(&*world.open_pool()?, "v", 100)?;
+    resize(SIZE / 2)?;
+    world.backup("v")?;
+    resize(SIZE)?;
+    world.on_repository(&["restore", "p/v:1", "--in-place"])?.expect(0)?;
+    resize(SIZE)?;
+    model.bytes[usize::try_from(SIZE / 2)?..].fill(0);
+    ensure!(world.export("v")? == model.bytes);
+    world.check_pool()
+}
+
+#[test]
 fn a_restore_to_a_file_is_sparse_and_never_overwrites() -> Result<()> {
     let world = World::new(Way::Network, SIZE)?;
     let pool = world.open_pool()?;

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
-use thinbak_engine::{EmbeddedError, EmbeddedPool, Volume, embedded::check_volume_name};
+use thinbak_engine::{EmbeddedError, EmbeddedPool, VirtualBlock, Volume, embedded::check_volume_name};
 use thinbak_proto::{
     Failed, FailureKind,
     v1::{
@@ -131,7 +131,9 @@ impl Restore<'_> {
         let (engine, name, size) = (Arc::clone(&pool), target.volume.clone(), self.generation.size_bytes);
         let head = blocking(move || {
             let volume = engine.volume(&name).map_err(pools::failed)?;
-            engine.create_head(size, Some(volume.device)).map_err(pools::failed)
+            let head = engine.create_head(size, Some(volume.device)).map_err(pools::failed)?;
+            forget_beyond(&engine, &head).inspect_err(|_| drop_head(&engine, &head))?;
+            Ok(head)
         })
         .await?;
         let written = self.write_difference(&pool, &head).await;
@@ -175,6 +177,37 @@ fn check_new_name(pool: &EmbeddedPool, name: &str) -> Result<(), Failed> {
     }
 }
 
+/// Unmaps what a head has beyond its end from the volume that it is a snapshot of: it would come back when the
+/// restored volume is grown.
+fn forget_beyond(pool: &EmbeddedPool, head: &Volume) -> Result<(), Failed> {
+    let failed = |source| {
+        pools::failed(EmbeddedError::Pool {
+            attempt: "what lies beyond the end could not be unmapped",
+            source,
+        })
+    };
+    let (engine, size) = (pool.pool(), head.size_bytes);
+    let block = engine.block_size().bytes();
+    let whole = size.next_multiple_of(block);
+    if size < whole
+        && !engine
+            .mapped_runs(head.device, VirtualBlock(size / block), VirtualBlock(whole / block), 1)
+            .map_err(failed)?
+            .is_empty()
+    {
+        let zeros = vec![0; usize::try_from(whole - size).unwrap_or(0)];
+        engine.write(head.device, size, &zeros).map_err(failed)?;
+    }
+    engine.discard(head.device, whole, u64::MAX / 2).map_err(failed)
+}
+
+/// Removes a head that is of no use any more. A failure is only logged: the next open of the pool removes it.
+fn drop_head(pool: &EmbeddedPool, head: &Volume) {
+    if let Err(error) = pool.drop_transient(head) {
+        tracing::warn!(device = %head.device, %error, "a private head is left until the pool is opened again");
+    }
+}
+
 async fn open(manager: &Arc<PoolManager>, spec: &str) -> Result<Arc<EmbeddedPool>, Failed> {
     let (manager, spec) = (Arc::clone(manager), spec.to_owned());
     blocking(move || manager.open(&spec)).await
@@ -193,10 +226,8 @@ async fn finish<T: Send + 'static>(
             publish(&pool, &head).map_err(pools::failed)?;
             Ok(done)
         });
-        if published.is_err()
-            && let Err(error) = pool.drop_transient(&head)
-        {
-            tracing::warn!(device = %head.device, %error, "a private head is left until the pool is opened again");
+        if published.is_err() {
+            drop_head(&pool, &head);
         }
         published
     })

@@ -86,7 +86,12 @@ impl PoolManager {
         let key = key(dir);
         let mut open = self.open.lock();
         if let Some(pool) = open.get(&key) {
-            return Ok(Arc::clone(pool));
+            // A failed write, to a full disk say, made it read-only. Opening it anew checks it and lets it write again.
+            let stuck = pool.pool().status().needs_check && Arc::strong_count(pool) == 1;
+            if !stuck {
+                return Ok(Arc::clone(pool));
+            }
+            open.remove(&key);
         }
         let pool = EmbeddedPool::open(&key).map_err(|error| {
             let failed = while_doing(|| format!("open pool {spec}"))(error);
