@@ -59,6 +59,9 @@ fn every_bad_request_has_its_exit_code() -> Result<()> {
         (&["generation", "--repo", &repo, "delete", "p/v:1"], 5),
         (&["pool", "create", &format!("dir:{}", world.pool_dir().display()), "--size", "64M"], 5),
         (&["pool", "create", "p", "--size", "64M"], 5),
+        (&["pool", "create", "q", "--size", "64M", "--metadata-size", "16K"], 2),
+        (&["pool", "create", "q", "--data", "/nothing/d", "--metadata", "/nothing/m"], 10),
+        (&["backup", "--repo", &repo, &v, "--host", "a/b"], 2),
         (&["dump", &world.scratch.join("absent").display().to_string()], 10),
         (&["delta", "--from", "1", "--to", "77", &world.pool()], 10),
     ];

@@ -306,7 +306,7 @@ pub(super) struct Backup {
     #[arg(long)]
     pub(super) adopt: bool,
     /// The first part of the name on the server [default: this host's name]
-    #[arg(long)]
+    #[arg(long, value_parser = grammar::host)]
     pub(super) host: Option<String>,
 }
 

@@ -62,6 +62,11 @@ pub(super) fn pool(text: &str) -> Result<String, String> {
     absolute_pool(text)
 }
 
+/// The first part of a volume's name on a server: it keeps the rules of volume names.
+pub(super) fn host(text: &str) -> Result<String, String> {
+    check_volume_name(text).map(|()| text.to_owned()).map_err(|error| error.to_string())
+}
+
 fn absolute_pool(text: &str) -> Result<String, String> {
     let Some(path) = text.strip_prefix("dir:") else { return Ok(text.to_owned()) };
     let absolute = std::path::absolute(Path::new(path)).map_err(|error| format!("{path}: {error}"))?;

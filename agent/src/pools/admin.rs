@@ -90,7 +90,15 @@ impl Plan {
             ("", _) | (_, "") => {
                 return Err(usage("a pool on devices needs both a data and a metadata device".to_owned()));
             }
-            (data, metadata) => Some((PathBuf::from(data), PathBuf::from(metadata))),
+            (data, metadata) => {
+                for path in [data, metadata] {
+                    if !Path::new(path).exists() {
+                        let message = format!("create pool {}: there is no {path}", request.pool);
+                        return Err(Failed::new(FailureKind::NotFound, message));
+                    }
+                }
+                Some((PathBuf::from(data), PathBuf::from(metadata)))
+            }
         };
         let block_bytes = Some(request.block_bytes).filter(|bytes| *bytes > 0).unwrap_or(DEFAULT_BLOCK_BYTES);
         let block_size = BlockSize::from_bytes(block_bytes).map_err(|error| {

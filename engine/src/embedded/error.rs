@@ -322,9 +322,13 @@ impl EmbeddedError {
             | Self::Name { .. }
             | Self::WrongKind { .. }
             | Self::OutOfBounds { .. }
-            | Self::Pool { source: PoolError::InvalidMessage(_) | PoolError::InvalidDeviceId(_), .. } => {
-                ErrorClass::Usage
-            }
+            | Self::Pool {
+                source:
+                    PoolError::InvalidMessage(_)
+                    | PoolError::InvalidDeviceId(_)
+                    | PoolError::MetadataTooSmall { .. },
+                ..
+            } => ErrorClass::Usage,
             Self::View(ViewError::NoMetadataSnapshot) => ErrorClass::NotFound,
             Self::View(_) => ErrorClass::Damaged,
             Self::NewerFormat { .. } | Self::IdsExhausted | Self::Pool { .. } | Self::Io { .. } => {

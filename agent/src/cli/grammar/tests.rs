@@ -98,3 +98,11 @@ fn a_path_has_a_slash_and_a_pool_has_none() {
     let here = std::env::current_dir().unwrap();
     assert_eq!("./m".parse::<MetadataArg>(), Ok(MetadataArg::Path(format!("{}/m", here.display()))));
 }
+
+#[test]
+fn a_host_is_one_part_of_a_name() {
+    assert_eq!(host("web-1.example.org"), Ok("web-1.example.org".to_owned()));
+    for text in ["", "a/b", "a:b", "..", "-x", "a@b"] {
+        assert!(host(text).is_err(), "{text}");
+    }
+}
