@@ -4,6 +4,10 @@ use std::{collections::HashMap, time::Duration};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+const KNOWN_TOTAL: &str =
+    "{prefix} {msg} [{wide_bar}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} ETA {eta}";
+const UNKNOWN_TOTAL: &str = "{prefix} {msg} {spinner} {binary_bytes} {binary_bytes_per_sec}";
+
 /// A bar for each thing that is worked on. Gone from the screen when dropped.
 pub(crate) struct ProgressBars {
     bars: MultiProgress,
@@ -19,8 +23,12 @@ impl ProgressBars {
     /// Moves the bar of `name`. A total of 0 is unknown.
     pub(crate) fn update(&mut self, name: &str, phase: &str, done: u64, total: u64) {
         if !self.by_name.contains_key(name) {
-            let bar = self.bars.add(ProgressBar::no_length());
-            bar.set_prefix(name.to_owned());
+            // It is drawn as soon as it is added, so it is dressed first.
+            let bar = ProgressBar::no_length()
+                .with_style(style(UNKNOWN_TOTAL))
+                .with_prefix(name.to_owned())
+                .with_message(phase.to_owned());
+            let bar = self.bars.add(bar);
             bar.enable_steady_tick(Duration::from_millis(200));
             self.by_name.insert(name.to_owned(), bar);
         }
@@ -30,10 +38,10 @@ impl ProgressBars {
             bar.set_message(phase.to_owned());
         }
         if total > 0 {
-            bar.set_style(style("{prefix} {msg} [{wide_bar}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} ETA {eta}"));
+            bar.set_style(style(KNOWN_TOTAL));
             bar.set_length(total);
         } else {
-            bar.set_style(style("{prefix} {msg} {spinner} {binary_bytes} {binary_bytes_per_sec}"));
+            bar.set_style(style(UNKNOWN_TOTAL));
         }
         bar.set_position(done);
     }
@@ -71,10 +79,7 @@ mod tests {
 
     #[test]
     fn the_templates_are_valid() {
-        for template in [
-            "{prefix} {msg} [{wide_bar}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} ETA {eta}",
-            "{prefix} {msg} {spinner} {binary_bytes} {binary_bytes_per_sec}",
-        ] {
+        for template in [KNOWN_TOTAL, UNKNOWN_TOTAL] {
             assert!(ProgressStyle::with_template(template).is_ok(), "{template}");
         }
     }
