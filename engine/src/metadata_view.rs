@@ -12,6 +12,7 @@ mod delta;
 mod error;
 mod lock_step;
 mod mappings;
+mod runs;
 mod tree;
 
 use std::sync::Arc;

@@ -1,10 +1,10 @@
 //! Every run of two mapping trees, the equal ones included.
 
 use super::{
-    error::ViewError,
-    lock_step::{LockStep, Pair},
+    lock_step::Pair,
+    runs::{Relation, Run, Runs},
 };
-use crate::{DataBlock, VirtualBlock};
+use crate::DataBlock;
 
 /// How the left tree and the right one map a run of virtual blocks, with the data block of the run's first
 /// block. Data blocks ascend by one with the virtual blocks on each side.
@@ -34,8 +34,28 @@ pub enum DeltaKind {
     },
 }
 
-impl DeltaKind {
-    /// The kind of the block that is `blocks` further on in the same run; none when it has no such block.
+/// A run of virtual blocks that two trees map in the same relation.
+pub type DeltaRun = Run<DeltaKind>;
+
+/// The runs of two trees. Made by [`MetadataView::delta`](super::MetadataView::delta).
+pub type Delta = Runs<DeltaKind>;
+
+impl Relation for DeltaKind {
+    fn of(pair: &Pair) -> Option<(u64, Self)> {
+        match (pair.old, pair.new) {
+            (Some(old), Some(new)) if old.data_block() == new.data_block() => {
+                Some((new.key, Self::Same { data_begin: new.data_block() }))
+            }
+            (Some(old), Some(new)) => Some((
+                new.key,
+                Self::Different { left_data_begin: old.data_block(), right_data_begin: new.data_block() },
+            )),
+            (Some(old), None) => Some((old.key, Self::LeftOnly { data_begin: old.data_block() })),
+            (None, Some(new)) => Some((new.key, Self::RightOnly { data_begin: new.data_block() })),
+            (None, None) => None,
+        }
+    }
+
     fn advanced(self, blocks: u64) -> Option<Self> {
         let add = |begin: DataBlock| begin.0.checked_add(blocks).map(DataBlock);
         Some(match self {
@@ -47,79 +67,5 @@ impl DeltaKind {
             Self::LeftOnly { data_begin } => Self::LeftOnly { data_begin: add(data_begin)? },
             Self::RightOnly { data_begin } => Self::RightOnly { data_begin: add(data_begin)? },
         })
-    }
-}
-
-/// A run of virtual blocks that two trees map in the same relation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct DeltaRun {
-    /// First virtual block.
-    pub begin: VirtualBlock,
-    /// Number of virtual blocks, at least 1.
-    pub length: u64,
-    /// How the sides map it.
-    pub kind: DeltaKind,
-}
-
-/// The runs of two trees, ascending, as long as possible each. Made by
-/// [`MetadataView::delta`](super::MetadataView::delta). Over after the first error.
-#[derive(Debug)]
-pub struct Delta {
-    walk: LockStep,
-    pending: Option<DeltaRun>,
-}
-
-impl Delta {
-    pub(super) fn new(walk: LockStep) -> Self {
-        Self { walk, pending: None }
-    }
-
-    /// Makes `pending` longer, or puts the next run in its place and returns what was there.
-    fn add(&mut self, key: u64, kind: DeltaKind) -> Option<DeltaRun> {
-        if let Some(run) = &mut self.pending
-            && run.begin.0.checked_add(run.length) == Some(key)
-            && run.kind.advanced(run.length) == Some(kind)
-        {
-            run.length += 1;
-            return None;
-        }
-        self.pending.replace(DeltaRun { begin: VirtualBlock(key), length: 1, kind })
-    }
-}
-
-fn relation(pair: &Pair) -> Option<(u64, DeltaKind)> {
-    match (pair.old, pair.new) {
-        (Some(old), Some(new)) if old.data_block() == new.data_block() => {
-            Some((new.key, DeltaKind::Same { data_begin: new.data_block() }))
-        }
-        (Some(old), Some(new)) => Some((
-            new.key,
-            DeltaKind::Different { left_data_begin: old.data_block(), right_data_begin: new.data_block() },
-        )),
-        (Some(old), None) => Some((old.key, DeltaKind::LeftOnly { data_begin: old.data_block() })),
-        (None, Some(new)) => Some((new.key, DeltaKind::RightOnly { data_begin: new.data_block() })),
-        (None, None) => None,
-    }
-}
-
-impl Iterator for Delta {
-    type Item = Result<DeltaRun, ViewError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            match self.walk.next() {
-                Ok(Some(pair)) => {
-                    let complete = relation(&pair).and_then(|(key, kind)| self.add(key, kind));
-                    if let Some(run) = complete {
-                        return Some(Ok(run));
-                    }
-                }
-                Ok(None) => return self.pending.take().map(Ok),
-                Err(error) => {
-                    self.pending = None;
-                    return Some(Err(error));
-                }
-            }
-        }
     }
 }
