@@ -273,6 +273,34 @@ impl MetadataStore {
         Ok(())
     }
 
+    /// Covers more blocks, all of them free but those that the new bitmaps take. These lie in the new part, so that a map
+    /// without a free block can grow. The caller commits before anything else is done.
+    pub(crate) fn extend(&mut self, nr_blocks: u64) -> Result<()> {
+        let old = self.nr_blocks();
+        if nr_blocks > MAX_METADATA_BLOCKS {
+            let block = MetadataBlock(nr_blocks);
+            return Err(MetadataError::OutOfRange { block, blocks: MAX_METADATA_BLOCKS });
+        }
+        let slots = old.div_ceil(ENTRIES_PER_BITMAP)..nr_blocks.div_ceil(ENTRIES_PER_BITMAP);
+        if old + slots.clone().count() as u64 > nr_blocks {
+            return Err(MetadataError::NoSpace { used: old, total: nr_blocks });
+        }
+        self.map.current.root.nr_blocks = self.map.current.root.nr_blocks.max(nr_blocks);
+        // Counted together, after all of them are there: what counting them takes must not be one of them.
+        for (block, _) in (old..).map(MetadataBlock).zip(slots) {
+            self.mark_new(block);
+            self.put(block, Cached::Bitmap(Bitmap::empty().into()))?;
+            let nr_free = ENTRIES_PER_BITMAP as u32;
+            self.map.current.index.entries.push(IndexEntry { bitmap: block, nr_free, none_free_before: 0 });
+            self.map.queue.push_back(Change::Inc(block));
+            self.map.allocated += 1;
+        }
+        self.map.busy = true;
+        let counted = self.work_off();
+        self.map.busy = false;
+        counted
+    }
+
     /// Gives the index its block for this commit. This is the last change of counts before the blocks are written.
     pub(super) fn settle_map(&mut self) -> Result<()> {
         let old = self.map.current.root.bitmap_root;
