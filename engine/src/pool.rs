@@ -5,11 +5,14 @@
 //! 1. the **traffic** table: which blocks of which device are being read, written, or given a new data block. It is held over
 //!    the transfer of data, and orders what concerns the same block;
 //! 2. the **commit** lock: one commit at a time, from the flush of the data device to the discards it sets free;
-//! 3. the **change** lock: one change of the metadata at a time. A commit holds it while it writes and flushes, so that what
-//!    it writes stays as it is;
-//! 4. the **metadata** lock: shared for lookups, exclusive for the moment of a change. It is never held while a device
-//!    transfers data or flushes, so lookups do not wait for a commit. (Only a transaction that has become too large for
-//!    memory writes some of its blocks early, under it.)
+//! 3. the **change** lock: one change of the metadata at a time, and several that must stay together;
+//! 4. the **metadata** lock: shared for lookups, exclusive for the moment of a change. It is never held while data are
+//!    transferred or a device is flushed. (Only a transaction that has become too large for memory writes some of its blocks
+//!    early, under it.)
+//!
+//! A commit *seals* the open transaction: from then on that does not change, and the next one is open. The sealed one is
+//! written and flushed without the last two locks, so neither lookups nor changes wait for a commit; and those who wait for a
+//! commit to begin have one together.
 //!
 //! | beside | read | write in place | provision, copy | discard | snapshot of the device | delete |
 //! |---|---|---|---|---|---|---|
@@ -39,7 +42,7 @@ mod traffic;
 mod write;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
@@ -87,8 +90,10 @@ pub struct Pool {
     state: RwLock<State>,
     open: Mutex<OpenCounts>,
     events: Arc<Events>,
-    /// Data were written since the last flush of the data device.
-    unflushed: AtomicBool,
+    /// Writes to the data device so far.
+    written: AtomicU64,
+    /// How many of them are durable.
+    flushed: AtomicU64,
 }
 
 impl Pool {
@@ -180,7 +185,8 @@ impl Pool {
             state: RwLock::new(State::new(metadata, table, events.clone())),
             open: Mutex::default(),
             events,
-            unflushed: AtomicBool::new(false),
+            written: AtomicU64::new(0),
+            flushed: AtomicU64::new(0),
         }
     }
 

@@ -129,23 +129,26 @@ impl ThinMetadata {
         crate::persistent_data::write_superblock(self.device.as_ref(), &self.superblock)
     }
 
-    /// Ends the open transaction in memory, when it has changes. The caller has flushed the data device, writes the sealed
-    /// transaction, and then calls [`finish_commit`](Self::finish_commit); until then nothing may change.
+    /// Ends the open transaction in memory, when it has changes, and begins the next one. The caller flushes the data
+    /// device, writes the sealed transaction, and then calls [`finish_commit`](Self::finish_commit), before another one is
+    /// sealed.
     pub(crate) fn seal_transaction(&mut self) -> Result<Option<SealedTransaction>> {
         if !self.changed {
             return Ok(None);
         }
         self.put_devices_back()?;
         self.superblock.data_space_map = self.data.settle(&mut self.store)?;
-        self.store.seal_transaction(&mut self.superblock).map(Some)
+        let transaction = self.store.seal_transaction(&mut self.superblock)?;
+        self.data.seal();
+        self.devices.values_mut().for_each(|device| device.unshared = false);
+        self.changed = false;
+        Ok(Some(transaction))
     }
 
     /// The sealed transaction is durable.
     pub(crate) fn finish_commit(&mut self, transaction: SealedTransaction) {
         self.store.finish_commit(transaction);
         self.data.committed();
-        self.devices.values_mut().for_each(|device| device.unshared = false);
-        self.changed = false;
     }
 
     fn commit(&mut self) -> Result<()> {

@@ -53,8 +53,11 @@ impl Cached {
 pub(crate) struct MetadataStore {
     device: Arc<dyn BlockDevice>,
     clean: Cache<u64, Cached>,
+    /// Blocks of the open transaction.
     dirty: HashMap<u64, Cached>,
-    /// Blocks allocated since the last commit: they may be changed in place.
+    /// Blocks of a sealed transaction, until it is durable. They do not change any more.
+    sealed: HashMap<u64, Cached>,
+    /// Blocks allocated in the open transaction: they may be changed in place.
     shadows: HashSet<u64>,
     pub(super) map: MetadataSpaceMap,
 }
@@ -74,11 +77,13 @@ impl MetadataStore {
     }
 
     fn new(device: Arc<dyn BlockDevice>, map: MetadataSpaceMap) -> Self {
-        Self { device, clean: Cache::new(CLEAN_BLOCKS), dirty: HashMap::new(), shadows: HashSet::new(), map }
+        let clean = Cache::new(CLEAN_BLOCKS);
+        Self { device, clean, dirty: HashMap::new(), sealed: HashMap::new(), shadows: HashSet::new(), map }
     }
 
     fn cached(&self, block: MetadataBlock) -> Option<Cached> {
-        self.dirty.get(&block.0).cloned().or_else(|| self.clean.get(&block.0))
+        let pending = self.dirty.get(&block.0).or_else(|| self.sealed.get(&block.0));
+        pending.cloned().or_else(|| self.clean.get(&block.0))
     }
 
     /// A node of a tree with values `V`.
@@ -236,7 +241,7 @@ impl MetadataStore {
 
     /// Writes all changed blocks before the commit, to make room. They stay in the cache.
     fn write_dirty(&mut self) -> Result<()> {
-        let blocks = self.sealed();
+        let blocks = self.sealed_blocks();
         write_blocks(self.device.as_ref(), &blocks)?;
         self.dirty.clear();
         self.keep_clean(blocks);
@@ -244,7 +249,7 @@ impl MetadataStore {
     }
 
     /// The changed blocks as they go to the device, ascending. They stay where they are.
-    fn sealed(&mut self) -> Vec<(u64, Cached)> {
+    fn sealed_blocks(&mut self) -> Vec<(u64, Cached)> {
         let seal = |(block, cached): (&u64, &mut Cached)| {
             cached.seal(MetadataBlock(*block));
             (*block, cached.clone())
@@ -262,21 +267,24 @@ impl MetadataStore {
         }
     }
 
-    /// Ends the open transaction in memory: what [`SealedTransaction::write`] makes durable. Until
-    /// [`finish_commit`](Self::finish_commit) nothing may change, but everything can be read. The superblock's metadata
-    /// space map is filled in here, since the index moves with every commit.
+    /// Ends the open transaction in memory and begins the next one: [`SealedTransaction::write`] makes it durable, after
+    /// which [`finish_commit`](Self::finish_commit) is due before another one is sealed. Meanwhile everything can be read and
+    /// changed; what the sealed transaction or the last commit have is never written over. The superblock's metadata space
+    /// map is filled in here, since the index moves with every commit.
     pub(crate) fn seal_transaction(&mut self, superblock: &mut Superblock) -> Result<SealedTransaction> {
         self.settle_map()?;
         superblock.metadata_space_map = self.map.root();
-        let blocks = self.sealed();
+        let blocks = self.sealed_blocks();
+        self.sealed = std::mem::take(&mut self.dirty);
+        self.shadows.clear();
+        self.map.seal();
         Ok(SealedTransaction { device: self.device.clone(), blocks, superblock: superblock.clone() })
     }
 
-    /// The sealed transaction is durable: a new one begins.
+    /// The sealed transaction is durable.
     pub(crate) fn finish_commit(&mut self, transaction: SealedTransaction) {
-        self.dirty.clear();
+        self.sealed.clear();
         self.keep_clean(transaction.blocks);
-        self.shadows.clear();
         self.map.committed();
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use parking_lot::{MutexGuard, RwLockWriteGuard};
 
-use super::state::State;
+use super::state::{Sealed, State};
 use super::{Pool, PoolError, Result};
 
 /// The right to change the metadata, and the metadata.
@@ -37,22 +37,17 @@ impl Pool {
     }
 
     /// Makes everything that was done so far durable: data first, then metadata, then the superblock that names them.
-    /// Writes nothing when nothing changed. Lookups go on meanwhile, and so do writes that change no mapping.
+    /// Writes nothing when nothing changed, or when another commit has done it meanwhile. Lookups and changes go on beside
+    /// it; these are then in the next transaction.
     ///
     /// # Errors
     /// Failures of the devices, after which the open transaction is given up and the pool is at its last commit, in need
     /// of a check, and read-only.
     pub fn commit(&self) -> Result<()> {
+        let wanted = (self.state.read().last_changed(), self.written.load(Ordering::Acquire));
         let _commits = self.commits.lock();
-        // Most of the data goes out here, while others still change the metadata.
-        let flushed = self.flush_data();
-        let committed = {
-            let change = self.change.lock();
-            match flushed {
-                Ok(()) => self.commit_locked(&change),
-                Err(error) => Err(self.state.write().data_lost(error)),
-            }
-        };
+        let sealed = self.changing().seal_transaction(wanted.0);
+        let committed = sealed.and_then(|sealed| self.make_durable(sealed, wanted.1, || self.changing()));
         self.pass_down();
         committed
     }
@@ -63,34 +58,49 @@ impl Pool {
         self.commit()?;
         let _commits = self.commits.lock();
         let changed = {
-            let lock = self.change.lock();
-            self.commit_locked(&lock)
-                .and_then(|()| change(&mut self.state.write()))
-                .and_then(|()| self.commit_locked(&lock))
+            let _change = self.change.lock();
+            let commit = || {
+                let sealed = self.state.write().seal_transaction(u64::MAX)?;
+                self.make_durable(sealed, u64::MAX, || self.state.write())
+            };
+            commit().and_then(|()| change(&mut self.state.write())).and_then(|()| commit())
         };
         self.pass_down();
         changed
     }
 
-    /// A commit while nobody else changes the metadata. The lock on what readers look at is not held while the devices
-    /// work.
-    fn commit_locked(&self, _change: &MutexGuard<'_, ()>) -> Result<()> {
-        if let Err(error) = self.flush_data() {
-            return Err(self.state.write().data_lost(error));
+    /// Flushes the data, unless `written` writes are durable and no mapping waits for it, and then writes a sealed
+    /// transaction. What its mappings name was written before it was sealed.
+    fn make_durable<G: DerefMut<Target = State>>(
+        &self,
+        sealed: Option<Sealed>,
+        written: u64,
+        state: impl Fn() -> G,
+    ) -> Result<()> {
+        if (sealed.is_some() || self.flushed.load(Ordering::Acquire) < written)
+            && let Err(error) = self.flush_data()
+        {
+            return Err(state().data_lost(sealed.is_some(), error));
         }
-        let Some(transaction) = self.state.write().seal_transaction()? else { return Ok(()) };
-        let written = transaction.write();
-        self.state.write().finish_commit(transaction, written)
+        let Some(sealed) = sealed else { return Ok(()) };
+        let written = sealed.write();
+        state().finish_commit(sealed, written)
     }
 
+    /// Flushes the data device, when anything was written to it. Only with the commit lock.
     fn flush_data(&self) -> Result<()> {
-        if !self.unflushed.swap(false, Ordering::AcqRel) {
+        let written = self.written.load(Ordering::Acquire);
+        if self.flushed.load(Ordering::Acquire) >= written {
             return Ok(());
         }
-        self.data_device.flush().map_err(|source| {
-            self.unflushed.store(true, Ordering::Release);
-            PoolError::Io { action: "flush", offset: 0, length: 0, source }
-        })
+        self.data_device.flush().map_err(|source| PoolError::Io {
+            action: "flush",
+            offset: 0,
+            length: 0,
+            source,
+        })?;
+        self.flushed.store(written, Ordering::Release);
+        Ok(())
     }
 
     /// Gives the space of blocks back that commits have freed. They are held meanwhile; a failure costs space only.

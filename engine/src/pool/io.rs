@@ -180,7 +180,7 @@ impl Pool {
             source,
         })?;
         // After the write: a flush that began before it must not count for it.
-        self.unflushed.store(true, Ordering::Release);
+        self.written.fetch_add(1, Ordering::AcqRel);
         Ok(())
     }
 

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use parking_lot::Mutex;
+
 use crate::format::{DeviceId, DeviceInfo, MAX_TIME, MetadataError};
 use crate::persistent_data::{RangeSet, SealedTransaction};
 use crate::thin_metadata::ThinMetadata;
@@ -24,11 +26,38 @@ pub(super) struct State {
     metadata_low_raised: bool,
     /// Blocks freed in the open transaction whose space is to be given back once that is committed. They are held.
     pub(super) discards: Vec<(u64, u64)>,
+    /// Those of the sealed transaction.
+    sealed_discards: Vec<(u64, u64)>,
     /// Those of the last commits, until their space has been given back. They are held still.
     pub(super) committed_discards: Vec<(u64, u64)>,
     /// A transaction was given up: what it held was never made durable, and no commit may say so.
     pub(super) lost: bool,
+    /// The number of the open transaction, which grows with each that is sealed.
+    transaction: u64,
+    /// The number of the last transaction that is durable.
+    durable: u64,
+    /// Held while a sealed transaction is being written: whoever goes back to the last commit waits for that. Set when a
+    /// transaction that is not written yet must not be any more.
+    writing: Arc<Mutex<bool>>,
     events: Arc<Events>,
+}
+
+/// A transaction that is complete in memory, with its number.
+pub(super) struct Sealed {
+    number: u64,
+    transaction: SealedTransaction,
+    writing: Arc<Mutex<bool>>,
+}
+
+impl Sealed {
+    /// Makes it durable, unless it was given up meanwhile with one that is based on it.
+    pub(super) fn write(&self) -> Result<()> {
+        let given_up = self.writing.lock();
+        if *given_up {
+            return Err(PoolError::ReadOnlyMode { needs_check: true });
+        }
+        Ok(self.transaction.write()?)
+    }
 }
 
 impl State {
@@ -42,8 +71,12 @@ impl State {
             low_water_raised: false,
             metadata_low_raised: false,
             discards: Vec::new(),
+            sealed_discards: Vec::new(),
             committed_discards: Vec::new(),
             lost: false,
+            transaction: 1,
+            durable: 0,
+            writing: Arc::default(),
             events,
         }
     }
@@ -174,35 +207,49 @@ impl State {
         Ok(result)
     }
 
-    /// Ends the open transaction in memory; none when nothing was changed.
-    pub(super) fn seal_transaction(&mut self) -> Result<Option<SealedTransaction>> {
+    /// The last transaction with changes.
+    pub(super) fn last_changed(&self) -> u64 {
+        if self.metadata.is_changed() { self.transaction } else { self.transaction - 1 }
+    }
+
+    /// Ends the open transaction in memory, unless all up to `wanted` are durable or nothing was changed.
+    pub(super) fn seal_transaction(&mut self, wanted: u64) -> Result<Option<Sealed>> {
         self.check_usable()?;
         if self.lost {
             return Err(PoolError::ReadOnlyMode { needs_check: self.metadata.superblock().needs_check });
         }
-        self.guarded(ThinMetadata::seal_transaction)
+        if wanted <= self.durable {
+            return Ok(None);
+        }
+        let Some(transaction) = self.guarded(ThinMetadata::seal_transaction)? else { return Ok(None) };
+        let number = self.transaction;
+        self.transaction += 1;
+        self.sealed_discards = std::mem::take(&mut self.discards);
+        Ok(Some(Sealed { number, transaction, writing: self.writing.clone() }))
     }
 
     /// The sealed transaction was written, or not.
-    pub(super) fn finish_commit(
-        &mut self,
-        transaction: SealedTransaction,
-        written: std::result::Result<(), MetadataError>,
-    ) -> Result<()> {
-        self.guarded(|metadata| {
-            written?;
-            metadata.finish_commit(transaction);
-            Ok(())
-        })?;
-        let freed = std::mem::take(&mut self.discards);
+    pub(super) fn finish_commit(&mut self, sealed: Sealed, written: Result<()>) -> Result<()> {
+        if self.lost {
+            // A later one has failed meanwhile, and the last commit was read anew, be it this one or the one before.
+            return written;
+        }
+        if let Err(error) = written {
+            tracing::error!(%error, "the open transaction is given up");
+            self.abort();
+            return Err(error);
+        }
+        self.metadata.finish_commit(sealed.transaction);
+        self.durable = sealed.number;
+        let freed = std::mem::take(&mut self.sealed_discards);
         self.committed_discards.extend(freed);
         self.check_space();
         Ok(())
     }
 
     /// After a failed flush of the data: those that new mappings name may be gone, and a second flush would not tell.
-    pub(super) fn data_lost(&mut self, error: PoolError) -> PoolError {
-        if self.metadata.is_changed() {
+    pub(super) fn data_lost(&mut self, sealed: bool, error: PoolError) -> PoolError {
+        if (sealed || self.metadata.is_changed()) && !self.lost {
             self.abort();
         }
         error
@@ -211,8 +258,12 @@ impl State {
     /// Back to the last commit, read-only, as the kernel does.
     fn abort(&mut self) {
         self.lost = true;
+        let writing = self.writing.clone();
+        let mut given_up = writing.lock();
+        *given_up = true;
         let (_, data) = self.metadata.data_mut();
-        self.discards.drain(..).for_each(|(begin, end)| data.release(begin, end));
+        let freed = self.discards.drain(..).chain(self.sealed_discards.drain(..));
+        freed.for_each(|(begin, end)| data.release(begin, end));
         if let Err(error) = self.metadata.roll_back() {
             tracing::error!(%error, "the last commit cannot be read");
             return self.set_mode(PoolMode::Fail);

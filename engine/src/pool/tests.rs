@@ -5,7 +5,10 @@ mod crash;
 mod faults;
 mod kernel_images;
 mod model;
+mod origin;
 mod scenarios;
+mod target;
+mod waiting;
 
 use std::io::Write;
 use std::process::Command;

@@ -104,10 +104,10 @@ impl Pool {
         let (device, mappings) = self.look_up(id, first, last)?;
         let pieces: Vec<_> = self.pieces(offset, buf.len()).zip(mappings).collect();
         let steps = self.plan(&device, &pieces)?;
-        let written = self.transfer(target, &steps, buf).and_then(|()| self.map_new(id, &steps));
-        self.release_new(&steps);
+        let written = self.transfer(target, &steps, buf);
+        let mapped = self.map_new(id, &steps, written);
         drop(passage);
-        written?;
+        mapped?;
         self.commit_large()
     }
 
@@ -199,26 +199,23 @@ impl Pool {
         Ok(())
     }
 
-    /// Maps the new blocks, which hold their data by now.
-    fn map_new(&self, id: DeviceId, steps: &[Step]) -> Result<()> {
-        let mut state = self.changing();
-        state.check_writable()?;
-        state.check_present(id)?;
-        state.guarded(|metadata| {
-            let new = steps.iter().filter(|step| step.new.is_some());
-            new.into_iter().try_for_each(|step| metadata.insert_mapping(id, step.piece.block, step.target))
-        })
-    }
-
-    /// Lets go of the new blocks: by now they are mapped and counted, or free again.
-    fn release_new(&self, steps: &[Step]) {
-        if steps.iter().all(|step| step.new.is_none()) {
-            return;
+    /// Maps the new blocks, when they hold their data, and lets go of them: by then they are counted, or free again.
+    fn map_new(&self, id: DeviceId, steps: &[Step], written: Result<()>) -> Result<()> {
+        let new = || steps.iter().filter(|step| step.new.is_some());
+        if new().next().is_none() {
+            return written;
         }
         let mut state = self.changing();
+        let mapped = written.and_then(|()| {
+            state.check_writable()?;
+            state.check_present(id)?;
+            state.guarded(|metadata| {
+                new().try_for_each(|step| metadata.insert_mapping(id, step.piece.block, step.target))
+            })
+        });
         let (_, data) = state.metadata.data_mut();
-        let new = steps.iter().filter(|step| step.new.is_some());
-        new.for_each(|step| data.release(step.target.0, step.target.0 + 1));
+        new().for_each(|step| data.release(step.target.0, step.target.0 + 1));
+        mapped
     }
 }
 

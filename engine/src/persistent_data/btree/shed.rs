@@ -51,8 +51,8 @@ pub(crate) fn shed_leaves<V: NodeValue, R: References<V>>(
     Err(too_deep(block))
 }
 
-/// The first key of the first node above leaves that, like all nodes on the way to it, no other tree has. A root above leaves
-/// counts only while it has several.
+/// The first key of the first node above leaves that, like all nodes on the way to it, no other tree has, and that can lose
+/// some. A root above leaves counts only while it has several.
 fn own_leaves<V: NodeValue>(
     store: &MetadataStore,
     block: MetadataBlock,
@@ -71,12 +71,32 @@ fn own_leaves<V: NodeValue>(
     if is_above_leaves::<V>(store, &node, block)? {
         return if level == 0 && node.len() < 2 { Ok(None) } else { key_at(&node, block, 0).map(Some) };
     }
-    for (_, child) in node.children() {
-        if let Some(key) = own_leaves::<V>(store, child, level + 1)? {
+    for (entry, (_, child)) in node.children().enumerate() {
+        if can_lose::<V>(store, &node, block, entry, child)?
+            && let Some(key) = own_leaves::<V>(store, child, level + 1)?
+        {
             return Ok(Some(key));
         }
     }
     Ok(None)
+}
+
+/// Whether a child can lose entries without a sibling that another tree has: to fill it up from that would copy what is
+/// better left shared.
+fn can_lose<V: NodeValue>(
+    store: &MetadataStore,
+    parent: &Node,
+    block: MetadataBlock,
+    entry: usize,
+    child: MetadataBlock,
+) -> Result<bool> {
+    let node = store.node::<V>(child)?;
+    if node.is_leaf() || node.len() > least(&node) || parent.len() < 2 {
+        return Ok(true);
+    }
+    // The sibling that `fill` takes.
+    let sibling = if entry == 0 { 1 } else { entry - 1 };
+    Ok(store.count(child_at(parent, block, sibling)?)? == 1)
 }
 
 fn is_above_leaves<V: NodeValue>(store: &MetadataStore, node: &Node, block: MetadataBlock) -> Result<bool> {
