@@ -187,6 +187,12 @@ impl FaultLog {
         self.state.lock().events.clone()
     }
 
+    /// What has been done after the first `skip` operations.
+    #[must_use]
+    pub fn events_after(&self, skip: usize) -> Vec<IoEvent> {
+        self.state.lock().events.iter().skip(skip).cloned().collect()
+    }
+
     /// Number of operations recorded so far.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -3,6 +3,7 @@
 mod concurrency;
 mod crash;
 mod faults;
+mod history;
 mod kernel_images;
 mod model;
 mod scenarios;
