@@ -2,6 +2,7 @@
 
 mod concurrency;
 mod crash;
+mod failures;
 mod faults;
 mod history;
 mod kernel_images;

@@ -3,13 +3,15 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use rand::Rng;
 use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 use super::operation::{Mix, Op};
 use super::picture::{Picture, Tolerance, check_cell};
 use super::state::{State, Writes, fresh};
-use crate::{BlockSize, CrashReplay, FaultDevice, FaultLog, IoEvent, MemoryDevice, Pool, PoolError};
+use crate::{
+    BlockSize, CrashReplay, FaultDevice, FaultLog, IoEvent, MemoryDevice, Pool, PoolError, PoolMode,
+};
 
 pub(crate) const METADATA: usize = 0;
 pub(crate) const DATA: usize = 1;
@@ -65,11 +67,19 @@ impl Recorder {
 
     /// Goes on with a pool that is in a known state.
     pub(crate) fn open(before: [MemoryDevice; 2], state: State) -> Self {
-        let log = FaultLog::new();
+        Self::open_with(before, state, FaultLog::new()).unwrap()
+    }
+
+    /// The same, with faults from the start.
+    pub(crate) fn open_with(
+        before: [MemoryDevice; 2],
+        state: State,
+        log: Arc<FaultLog>,
+    ) -> Result<Self, PoolError> {
         let recorded = [METADATA, DATA]
             .map(|number| Arc::new(FaultDevice::new(before[number].duplicate(), number, log.clone())));
-        let pool = Pool::open(recorded[METADATA].clone(), recorded[DATA].clone()).unwrap();
-        Self::new(pool, log, recorded, before, state)
+        let pool = Pool::open(recorded[METADATA].clone(), recorded[DATA].clone())?;
+        Ok(Self::new(pool, log, recorded, before, state))
     }
 
     fn new(
@@ -92,20 +102,68 @@ impl Recorder {
         &self.steps.states.last().unwrap().0
     }
 
-    /// One step. What the pool refuses leaves the state as it was.
+    /// One step. What the pool refuses or fails at leaves the state as it was, but for blocks that were being written in
+    /// place.
     pub(crate) fn step(&mut self, op: &Op) -> Result<(), PoolError> {
-        let (step, stamp) = (self.steps.states.len(), fresh());
+        let (step, stamp, passed) = (self.steps.states.len(), fresh(), self.log.len());
         let mut state = self.state().clone();
         let done = op.perform(&self.pool, self.devices[DATA].as_ref(), &state, stamp);
         match done {
             Ok(()) => state.apply(op, step, stamp, &mut self.steps.writes),
-            Err(_) => state.apply_failed(op, step, stamp, &mut self.steps.writes),
+            Err(_) => self.settle(op, &mut state, step, stamp),
+        }
+        let is_lost =
+            |event: &IoEvent| matches!(event, IoEvent::FailedFlush { device, .. } if *device == DATA);
+        if self.log.events_after(passed).iter().any(is_lost) {
+            self.steps.floor = self.steps.floor.or(self.steps.acknowledged.last().copied());
         }
         self.steps.states.push((state, self.log.len()));
         if done.is_ok() && op.acknowledges() {
             self.steps.acknowledged.push(step);
         }
         done
+    }
+
+    /// After a failure: it is seen, not assumed, how far a write has come, and whether the pool has the change after all.
+    fn settle(&mut self, op: &Op, state: &mut State, step: usize, stamp: u32) {
+        state.apply_failed(op, step, stamp, &mut self.steps.writes);
+        let mut changed = state.clone();
+        changed.apply(op, step, stamp, &mut Writes::new());
+        if !matches!(self.pool.status().mode, PoolMode::Write | PoolMode::OutOfDataSpace) {
+            // It is at an earlier state by now and stays there; or at this one, when only the report of it failed.
+            self.steps.states.push((changed, self.log.len()));
+            return;
+        }
+        self.log.pause(true);
+        let picture = Picture::take(&self.pool);
+        match (picture.matches(state), picture.matches(&changed)) {
+            (Ok(places), _) => {
+                let since = step.saturating_sub(1);
+                let mut steps = Steps { floor: None, ..self.steps.clone() };
+                steps.states.push((state.clone(), self.log.len()));
+                // Nothing but this write may differ.
+                let look = Look::Sample(50);
+                let mut rng = StdRng::seed_from_u64(u64::from(stamp));
+                let found = steps.check_data(&self.pool, &places, since..=step, look, &mut rng);
+                *state = found.unwrap_or_else(|error| panic!("after the failed {op:?}: {error}"));
+            }
+            (Err(_), Ok(_)) => *state = changed,
+            (Err(one), Err(other)) => panic!("after the failed {op:?}: {one}; {other}"),
+        }
+        self.log.pause(false);
+    }
+
+    /// Holds the pool as it is against the model.
+    pub(crate) fn verify_live(&self, look: Look, rng: &mut StdRng) -> Result<(), String> {
+        let last = self.steps.states.len() - 1;
+        let places = Picture::take(&self.pool).matches(self.state())?;
+        let exact = Steps { floor: None, ..self.steps.clone() };
+        exact.check_data(&self.pool, &places, last..=last, look, rng).map(|_| ())
+    }
+
+    /// Holds the pool against all states that it may have gone back to.
+    pub(crate) fn verify_given_up(&self, look: Look, rng: &mut StdRng) -> Result<State, String> {
+        self.steps.verify(&self.pool, self.log.len(), look, rng)
     }
 
     /// Random operations, until `enough` says so.
