@@ -2,13 +2,15 @@
 //!
 //! Everything above works on [`BlockDevice`]; nothing else in the engine opens, reads or writes a file of a pool.
 
+mod crash;
 mod fault;
 mod file;
 mod memory;
 
 use std::io;
 
-pub use self::fault::{Fate, FaultDevice, FaultLog, IoEvent, crash_image};
+pub use self::crash::{CrashReplay, Fate, crash_image};
+pub use self::fault::{Fault, FaultDevice, FaultLog, IoEvent, IoKind, Remains};
 pub use self::file::{Access, FileDevice};
 pub use self::memory::MemoryDevice;
 

@@ -24,7 +24,8 @@ pub mod registry;
 mod thin_metadata;
 
 pub use self::block_device::{
-    Access, BlockDevice, Fate, FaultDevice, FaultLog, FileDevice, IoEvent, MemoryDevice, crash_image,
+    Access, BlockDevice, CrashReplay, Fate, Fault, FaultDevice, FaultLog, FileDevice, IoEvent, IoKind,
+    MemoryDevice, Remains, crash_image,
 };
 pub use self::embedded::{
     Base, BaseNotProven, CreateOptions, EmbeddedError, EmbeddedPool, ErrorClass, Kind, MsnapGuard, NotProven,

@@ -1,11 +1,11 @@
-//! Faults and crashes, for tests: a device that records what is done to it and fails on request.
+//! Faults for tests: a device that records what is done to it and fails on request.
 
 use std::io;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{BlockDevice, MemoryDevice};
+use super::BlockDevice;
 
 /// One recorded operation on one of the devices that share a [`FaultLog`].
 #[derive(Clone, Debug)]
@@ -23,6 +23,16 @@ pub enum IoEvent {
     Flush {
         /// Number of the device.
         device: usize,
+        /// How many events had been recorded when it began: later ones need not be durable by it.
+        covers: usize,
+    },
+    /// A flush that failed. What it should have made durable may be lost in a crash even if a later flush succeeds, as the
+    /// kernel's page cache has it.
+    FailedFlush {
+        /// Number of the device.
+        device: usize,
+        /// How many events had been recorded when it began.
+        covers: usize,
     },
     /// A discarded range.
     Discard {
@@ -42,12 +52,94 @@ pub enum IoEvent {
     },
 }
 
+impl IoEvent {
+    /// Number of the device.
+    #[must_use]
+    pub fn device(&self) -> usize {
+        match *self {
+            Self::Write { device, .. }
+            | Self::Flush { device, .. }
+            | Self::FailedFlush { device, .. }
+            | Self::Discard { device, .. }
+            | Self::Resize { device, .. } => device,
+        }
+    }
+}
+
+/// What can be asked of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoKind {
+    /// [`BlockDevice::read_at`]
+    Read,
+    /// [`BlockDevice::write_at`]
+    Write,
+    /// [`BlockDevice::flush`]
+    Flush,
+    /// [`BlockDevice::discard`]
+    Discard,
+    /// [`BlockDevice::resize`]
+    Resize,
+}
+
+/// What a failing write leaves on the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Remains {
+    /// Nothing of it.
+    #[default]
+    Nothing,
+    /// The first half of its sectors, rounded up.
+    Half,
+    /// All of it: only the report failed.
+    Everything,
+}
+
+/// Operations that fail.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    /// Which ones.
+    pub kinds: &'static [IoKind],
+    /// Of which device only.
+    pub device: Option<usize>,
+    /// How many such operations succeed first.
+    pub after: u64,
+    /// How many fail then.
+    pub count: u64,
+    /// The error.
+    pub error: io::ErrorKind,
+    /// What failing writes leave.
+    pub remains: Remains,
+}
+
+impl Fault {
+    /// Everything that changes a device.
+    pub const CHANGES: &'static [IoKind] = &[IoKind::Write, IoKind::Flush, IoKind::Discard, IoKind::Resize];
+
+    /// `count` operations of these kinds fail once `after` of them have succeeded. Nothing of a failing write remains.
+    #[must_use]
+    pub fn new(kinds: &'static [IoKind], after: u64, count: u64) -> Self {
+        Self { kinds, device: None, after, count, error: io::ErrorKind::Other, remains: Remains::Nothing }
+    }
+
+    fn strikes(&mut self, kind: IoKind, device: usize) -> bool {
+        if !self.kinds.contains(&kind) || self.device.is_some_and(|only| only != device) {
+            return false;
+        }
+        if self.after > 0 {
+            self.after -= 1;
+            return false;
+        }
+        let strikes = self.count > 0;
+        self.count = self.count.saturating_sub(1);
+        strikes
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     events: Vec<IoEvent>,
-    changes: u64,
-    fail_from: Option<u64>,
-    fail_until: u64,
+    faults: Vec<Fault>,
+    paused: bool,
+    strikes: u64,
 }
 
 /// The record of several devices, in one order, and the plan of what fails.
@@ -63,23 +155,42 @@ impl FaultLog {
         Arc::new(Self::default())
     }
 
-    /// Lets `count` changing operations fail, after `after` further ones have succeeded.
+    /// Lets `count` changing operations fail, after `after` further ones have succeeded; earlier plans are dropped.
     pub fn fail(&self, after: u64, count: u64) {
-        let mut state = self.state.lock();
-        let from = state.changes.saturating_add(after);
-        state.fail_from = Some(from);
-        state.fail_until = from.saturating_add(count);
+        self.state.lock().faults = vec![Fault::new(Fault::CHANGES, after, count)];
+    }
+
+    /// Adds a fault to the plan.
+    pub fn inject(&self, fault: Fault) {
+        self.state.lock().faults.push(fault);
     }
 
     /// No further faults.
     pub fn heal(&self) {
-        self.state.lock().fail_from = None;
+        self.state.lock().faults.clear();
+    }
+
+    /// While the plan is paused nothing fails, and nothing is counted.
+    pub fn pause(&self, paused: bool) {
+        self.state.lock().paused = paused;
+    }
+
+    /// How many operations have failed by plan.
+    #[must_use]
+    pub fn strikes(&self) -> u64 {
+        self.state.lock().strikes
     }
 
     /// What has been done so far.
     #[must_use]
     pub fn events(&self) -> Vec<IoEvent> {
         self.state.lock().events.clone()
+    }
+
+    /// What has been done after the first `skip` operations.
+    #[must_use]
+    pub fn events_after(&self, skip: usize) -> Vec<IoEvent> {
+        self.state.lock().events.iter().skip(skip).cloned().collect()
     }
 
     /// Number of operations recorded so far.
@@ -94,15 +205,26 @@ impl FaultLog {
         self.len() == 0
     }
 
-    /// Counts an operation; an error when it is one of those to fail.
-    fn admit(&self) -> io::Result<()> {
+    /// Counts an operation; what a write leaves and the error, when it is one of those to fail.
+    fn admit(&self, kind: IoKind, device: usize) -> Result<(), (Remains, io::Error)> {
         let mut state = self.state.lock();
-        let number = state.changes;
-        state.changes += 1;
-        if state.fail_from.is_some_and(|from| (from..state.fail_until).contains(&number)) {
-            return Err(io::Error::other("injected fault"));
+        if state.paused {
+            return Ok(());
         }
-        Ok(())
+        // Every fault counts, also when another one strikes first.
+        let mut struck = None;
+        for fault in &mut state.faults {
+            if fault.strikes(kind, device) {
+                struck.get_or_insert((fault.remains, fault.error));
+            }
+        }
+        match struck {
+            None => Ok(()),
+            Some((remains, error)) => {
+                state.strikes += 1;
+                Err((remains, io::Error::new(error, "injected fault")))
+            }
+        }
     }
 
     fn record(&self, event: IoEvent) {
@@ -128,6 +250,16 @@ impl<D: BlockDevice> FaultDevice<D> {
     pub fn inner(&self) -> &D {
         &self.inner
     }
+
+    fn admit(&self, kind: IoKind) -> io::Result<()> {
+        self.log.admit(kind, self.device).map_err(|(_, error)| error)
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.inner.write_at(offset, bytes)?;
+        self.log.record(IoEvent::Write { device: self.device, offset, bytes: bytes.into() });
+        Ok(())
+    }
 }
 
 impl<D: BlockDevice> BlockDevice for FaultDevice<D> {
@@ -136,82 +268,45 @@ impl<D: BlockDevice> BlockDevice for FaultDevice<D> {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.admit(IoKind::Read)?;
         self.inner.read_at(offset, buf)
     }
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        self.log.admit()?;
-        self.inner.write_at(offset, buf)?;
-        self.log.record(IoEvent::Write { device: self.device, offset, bytes: buf.into() });
-        Ok(())
+        let Err((remains, error)) = self.log.admit(IoKind::Write, self.device) else {
+            return self.write(offset, buf);
+        };
+        let sectors = buf.len().div_ceil(512);
+        let length = match remains {
+            Remains::Nothing => return Err(error),
+            Remains::Half => (sectors.div_ceil(2) * 512).min(buf.len()),
+            Remains::Everything => buf.len(),
+        };
+        self.write(offset, buf.split_at(length).0)?;
+        Err(error)
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.log.admit()?;
-        self.inner.flush()?;
-        self.log.record(IoEvent::Flush { device: self.device });
-        Ok(())
+        let (device, covers) = (self.device, self.log.len());
+        let flushed = self.admit(IoKind::Flush).and_then(|()| self.inner.flush());
+        self.log.record(match flushed {
+            Ok(()) => IoEvent::Flush { device, covers },
+            Err(_) => IoEvent::FailedFlush { device, covers },
+        });
+        flushed
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.log.admit()?;
+        self.admit(IoKind::Discard)?;
         self.inner.discard(offset, len)?;
         self.log.record(IoEvent::Discard { device: self.device, offset, len });
         Ok(())
     }
 
     fn resize(&self, size: u64) -> io::Result<()> {
-        self.log.admit()?;
+        self.admit(IoKind::Resize)?;
         self.inner.resize(size)?;
         self.log.record(IoEvent::Resize { device: self.device, size });
         Ok(())
     }
-}
-
-/// What a crash makes of an operation that no flush has followed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
-    /// It reached the device.
-    Kept,
-    /// It did not.
-    Lost,
-    /// Only this many bytes from its beginning did.
-    Torn(usize),
-}
-
-/// What device number `device` holds after a crash that came right after the last of `events`: `before` with everything
-/// that a flush followed, and with as much of the rest as `fate` says. Since a later write may be kept and an earlier one
-/// lost, this also covers writes that were reordered.
-///
-/// # Errors
-/// An event that does not fit the device.
-pub fn crash_image(
-    before: &MemoryDevice,
-    events: &[IoEvent],
-    device: usize,
-    mut fate: impl FnMut(&IoEvent) -> Fate,
-) -> io::Result<MemoryDevice> {
-    let image = before.duplicate();
-    let is_flush =
-        |event: &IoEvent| matches!(event, IoEvent::Flush { device: flushed } if *flushed == device);
-    let durable = events.iter().rposition(is_flush).map_or(0, |last| last + 1);
-    for (number, event) in events.iter().enumerate() {
-        let fate = if number < durable { Fate::Kept } else { fate(event) };
-        match event {
-            IoEvent::Write { device: target, offset, bytes } if *target == device => {
-                let kept = match fate {
-                    Fate::Kept => bytes.len(),
-                    Fate::Lost => 0,
-                    Fate::Torn(kept) => kept.min(bytes.len()),
-                };
-                image.write_at(*offset, bytes.split_at(kept).0)?;
-            }
-            IoEvent::Discard { device: target, offset, len } if *target == device && fate != Fate::Lost => {
-                image.discard(*offset, *len)?;
-            }
-            IoEvent::Resize { device: target, size } if *target == device => image.resize(*size)?,
-            _ => {}
-        }
-    }
-    Ok(image)
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::Arc;
 
 use parking_lot::RwLock;
 
@@ -9,10 +10,13 @@ use super::{BlockDevice, checked_end};
 
 const PAGE_BYTES: u64 = 4096;
 
+type Page = [u8; PAGE_BYTES as usize];
+
 #[derive(Clone, Debug, Default)]
 struct Pages {
     size: u64,
-    pages: HashMap<u64, Vec<u8>>,
+    /// Duplicates share a page until one of them changes it.
+    pages: HashMap<u64, Arc<Page>>,
 }
 
 /// A device in memory, sparse in pages of 4 KiB. For tests and for short-lived pools.
@@ -37,7 +41,7 @@ impl MemoryDevice {
         Self { pages: RwLock::new(Pages { size, pages }) }
     }
 
-    /// A second device with the same contents, which changes on its own from here on.
+    /// A second device with the same contents, which changes on its own from here on. No bytes are copied before that.
     #[must_use]
     pub fn duplicate(&self) -> Self {
         Self { pages: RwLock::new(self.pages.read().clone()) }
@@ -52,10 +56,10 @@ impl MemoryDevice {
     }
 }
 
-fn padded(page: &[u8]) -> Vec<u8> {
-    let mut bytes = page.to_vec();
-    bytes.resize(4096, 0);
-    bytes
+fn padded(page: &[u8]) -> Arc<Page> {
+    let mut bytes = [0; PAGE_BYTES as usize];
+    bytes.iter_mut().zip(page).for_each(|(byte, from)| *byte = *from);
+    Arc::new(bytes)
 }
 
 /// The pieces of a transfer, one for each page: (page, offset in the page, bytes).
@@ -105,8 +109,8 @@ impl BlockDevice for MemoryDevice {
             if !pages.pages.contains_key(&page) && piece.iter().all(|&byte| byte == 0) {
                 continue;
             }
-            let bytes = pages.pages.entry(page).or_insert_with(|| vec![0; 4096]);
-            if let Some(target) = bytes.get_mut(within..within + take) {
+            let bytes = pages.pages.entry(page).or_insert_with(|| Arc::new([0; PAGE_BYTES as usize]));
+            if let Some(target) = Arc::make_mut(bytes).get_mut(within..within + take) {
                 target.copy_from_slice(piece);
             }
         }
@@ -123,8 +127,10 @@ impl BlockDevice for MemoryDevice {
         for (page, within, take) in pieces(offset, len) {
             if take == 4096 {
                 pages.pages.remove(&page);
-            } else if let Some(target) =
-                pages.pages.get_mut(&page).and_then(|bytes| bytes.get_mut(within..within + take))
+            } else if let Some(target) = pages
+                .pages
+                .get_mut(&page)
+                .and_then(|bytes| Arc::make_mut(bytes).get_mut(within..within + take))
             {
                 target.fill(0);
             }
@@ -138,7 +144,7 @@ impl BlockDevice for MemoryDevice {
         pages.pages.retain(|&page, _| page < size.div_ceil(PAGE_BYTES));
         let within = usize::try_from(size % PAGE_BYTES).unwrap_or(0);
         if let Some(tail) =
-            pages.pages.get_mut(&(size / PAGE_BYTES)).and_then(|bytes| bytes.get_mut(within..))
+            pages.pages.get_mut(&(size / PAGE_BYTES)).and_then(|bytes| Arc::make_mut(bytes).get_mut(within..))
         {
             tail.fill(0);
         }

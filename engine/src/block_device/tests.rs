@@ -1,4 +1,9 @@
-use super::{Access, BlockDevice, Fate, FaultDevice, FaultLog, FileDevice, MemoryDevice, crash_image};
+use std::io;
+
+use super::{
+    Access, BlockDevice, CrashReplay, Fate, Fault, FaultDevice, FaultLog, FileDevice, IoEvent, IoKind,
+    MemoryDevice, Remains, crash_image,
+};
 
 fn conforms(device: &dyn BlockDevice) {
     let size = device.size_bytes();
@@ -77,4 +82,137 @@ fn a_crash_keeps_what_was_flushed_and_what_fate_spares() {
     assert_eq!((byte(&whole, 0), byte(&whole, 4096)), (2, 3));
     let other = crash_image(&before, &log.events(), 0, |_| Fate::Kept).unwrap();
     assert_eq!(byte(&other, 0), 0);
+}
+
+fn byte(image: &MemoryDevice, at: u64) -> u8 {
+    let mut byte = [0];
+    image.read_at(at, &mut byte).unwrap();
+    byte[0]
+}
+
+fn write(offset: u64, value: u8, length: usize) -> IoEvent {
+    IoEvent::Write { device: 0, offset, bytes: vec![value; length].into() }
+}
+
+/// The first bytes of sectors 0, 1 and 2 after a crash.
+fn sectors(replay: &CrashReplay<'_>, keep: impl FnMut(usize, u64, &[usize]) -> usize) -> [u8; 3] {
+    let image = replay.crash(keep).unwrap().remove(0);
+    [0, 512, 1024].map(|at| byte(&image, at))
+}
+
+#[test]
+fn each_sector_keeps_any_of_its_states_since_the_last_flush() {
+    let events = [
+        write(0, 1, 1024),
+        IoEvent::Flush { device: 0, covers: 1 },
+        write(0, 2, 1024),
+        write(512, 3, 1024),
+        IoEvent::Discard { device: 0, offset: 0, len: 512 },
+    ];
+    let mut replay = CrashReplay::new(&[MemoryDevice::new(4096)], &events);
+    replay.advance().unwrap();
+    assert!(replay.is_exposed(0));
+    replay.advance().unwrap();
+    assert!(!replay.is_exposed(0));
+    while replay.advance().unwrap() {}
+    assert_eq!(replay.position(), 5);
+    assert_eq!(sectors(&replay, |_, _, _| 0), [1, 1, 0]);
+    assert_eq!(sectors(&replay, |_, _, events| events.len()), [0, 3, 3]);
+    // The second write is lost but for its second sector, and the first one came only to its first.
+    assert_eq!(sectors(&replay, |_, sector, _| [1, 0, 1][sector as usize]), [2, 1, 3]);
+    let mut asked = Vec::new();
+    replay
+        .crash(|_, sector, events| {
+            asked.push((sector, events.to_vec()));
+            0
+        })
+        .unwrap();
+    assert_eq!(asked, [(0, vec![2, 4]), (1, vec![2, 3]), (2, vec![3])]);
+}
+
+#[test]
+fn bytes_that_share_a_sector_stay_together() {
+    let events = [write(100, 1, 10), write(0, 2, 10), write(200, 3, 10)];
+    let mut replay = CrashReplay::new(&[MemoryDevice::new(4096)], &events);
+    while replay.advance().unwrap() {}
+    let image = replay.crash(|_, _, _| 2).unwrap().remove(0);
+    assert_eq!([0, 100, 200].map(|at| byte(&image, at)), [2, 1, 0]);
+}
+
+#[test]
+fn a_flush_covers_only_what_was_done_before_it_began() {
+    // A second thread wrote while the first one flushed.
+    let events = [write(0, 1, 512), write(512, 2, 512), IoEvent::Flush { device: 0, covers: 1 }];
+    let mut replay = CrashReplay::new(&[MemoryDevice::new(4096)], &events);
+    while replay.advance().unwrap() {}
+    assert_eq!(sectors(&replay, |_, _, _| 0), [1, 0, 0]);
+    let image = crash_image(&MemoryDevice::new(4096), &events, 0, |_| Fate::Lost).unwrap();
+    assert_eq!([0, 512].map(|at| byte(&image, at)), [1, 0]);
+}
+
+#[test]
+fn what_a_failed_flush_left_open_no_later_flush_makes_durable() {
+    let events = [
+        write(0, 1, 1024),
+        IoEvent::FailedFlush { device: 0, covers: 1 },
+        write(512, 2, 512),
+        write(1024, 3, 512),
+        IoEvent::Flush { device: 0, covers: 4 },
+    ];
+    let mut replay = CrashReplay::new(&[MemoryDevice::new(4096)], &events);
+    while replay.advance().unwrap() {}
+    assert_eq!(sectors(&replay, |_, _, _| 0), [0, 2, 3]);
+    assert_eq!(sectors(&replay, |_, _, events| events.len()), [1, 2, 3]);
+    let image = crash_image(&MemoryDevice::new(4096), &events, 0, |_| Fate::Lost).unwrap();
+    assert_eq!([0, 512, 1024].map(|at| byte(&image, at)), [0, 2, 3]);
+}
+
+#[test]
+fn a_size_is_lost_without_a_flush() {
+    let events = [IoEvent::Resize { device: 0, size: 8192 }, write(4096, 1, 512)];
+    let mut replay = CrashReplay::new(&[MemoryDevice::new(4096)], &events);
+    while replay.advance().unwrap() {}
+    assert_eq!(replay.crash(|_, _, _| 0).unwrap()[0].size_bytes(), 4096);
+    let kept = replay.crash(|_, _, events| events.len()).unwrap().remove(0);
+    assert_eq!((kept.size_bytes(), byte(&kept, 4096)), (8192, 1));
+}
+
+#[test]
+fn each_kind_of_operation_fails_by_itself() {
+    let log = FaultLog::new();
+    let [first, second] = [0, 1].map(|number| FaultDevice::new(MemoryDevice::new(4096), number, log.clone()));
+    let mut buf = [0; 4];
+    log.inject(Fault {
+        device: Some(1),
+        error: io::ErrorKind::StorageFull,
+        ..Fault::new(&[IoKind::Read], 1, 2)
+    });
+    assert!(second.read_at(0, &mut buf).is_ok() && first.read_at(0, &mut buf).is_ok());
+    let error = second.read_at(0, &mut buf).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    assert!(second.write_at(0, &buf).is_ok() && second.flush().is_ok());
+    log.pause(true);
+    assert!(second.read_at(0, &mut buf).is_ok());
+    log.pause(false);
+    assert!(second.read_at(0, &mut buf).is_err());
+    assert!(second.read_at(0, &mut buf).is_ok());
+    assert_eq!(log.strikes(), 2);
+    log.inject(Fault::new(&[IoKind::Flush, IoKind::Discard], 0, u64::MAX));
+    assert!(first.flush().is_err() && second.discard(0, 512).is_err() && first.resize(4096).is_ok());
+    log.heal();
+    assert!(first.flush().is_ok());
+}
+
+#[test]
+fn a_failing_write_leaves_what_the_plan_says() {
+    for (remains, expected) in
+        [(Remains::Nothing, [0, 0, 0]), (Remains::Half, [7, 7, 0]), (Remains::Everything, [7, 7, 7])]
+    {
+        let log = FaultLog::new();
+        let device = FaultDevice::new(MemoryDevice::new(4096), 0, log.clone());
+        log.inject(Fault { remains, ..Fault::new(&[IoKind::Write], 0, 1) });
+        assert!(device.write_at(0, &[7; 1536]).is_err());
+        assert_eq!([0, 512, 1024].map(|at| byte(device.inner(), at)), expected);
+        assert_eq!(log.len(), usize::from(remains != Remains::Nothing));
+    }
 }

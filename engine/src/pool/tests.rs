@@ -2,7 +2,9 @@
 
 mod concurrency;
 mod crash;
+mod failures;
 mod faults;
+mod history;
 mod kernel_images;
 mod model;
 mod origin;

@@ -1,151 +1,233 @@
-//! A crash at every write of a workload, with what no flush has followed lost, torn or reordered.
+//! A crash at every write, flush and discard of a workload, on both devices at once, and again during recovery.
+//!
+//! `THINBAK_CRASH_WRITES=N` makes the workloads N writes long together (2,000 when it is not set), `THINBAK_SEED=N` repeats
+//! a run:
+//!
+//! ```text
+//! THINBAK_CRASH_WRITES=100000 cargo test --release -p thinbak-engine --lib pool::tests::crash
+//! ```
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
-use rand::Rng;
 use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
-use super::{BLOCK, check_all, id, seeded};
-use crate::{
-    BlockSize, DeviceInfo, Fate, FaultDevice, FaultLog, IoEvent, MemoryDevice, Operation, Pool, VirtualBlock,
-    crash_image,
-};
+use super::history::operation::{Mix, Op, fill};
+use super::history::recording::{DATA, Look, METADATA, Recorder, Recording};
+use super::history::state::State;
+use super::{check_all, seeded};
+use crate::{CrashReplay, IoEvent, MemoryDevice, Pool};
 
-const METADATA: usize = 0;
-const DATA: usize = 1;
-
-/// What a pool must have after a crash: its devices, and the first bytes of their mapped blocks.
-#[derive(Clone, Debug, PartialEq)]
-struct Picture {
-    transaction_id: u64,
-    held: bool,
-    devices: Vec<DeviceInfo>,
-    contents: BTreeMap<(u32, u64), (u64, u8)>,
+/// What a crash takes of what is not durable.
+#[derive(Clone, Copy, Debug)]
+enum Loss {
+    Everything,
+    Nothing,
+    /// All of one device only.
+    AllOf(usize),
+    /// Whole writes, at random.
+    Writes(u64),
+    /// Each sector holds any of its states.
+    Sectors(u64),
 }
 
-fn picture(pool: &Pool) -> Picture {
-    let devices = pool.devices().unwrap();
-    let mut contents = BTreeMap::new();
-    for device in &devices {
-        let runs = pool.mapped_runs(device.id, VirtualBlock(0), VirtualBlock(1000), 1000).unwrap();
-        for (run, block) in runs.iter().flat_map(|run| (0..run.length).map(move |block| (run, block))) {
-            let mut byte = [0];
-            pool.read(device.id, (run.begin.0 + block) * BLOCK + 500, &mut byte).unwrap();
-            contents.insert((device.id.get(), run.begin.0 + block), (run.data_begin.0 + block, byte[0]));
+impl Loss {
+    fn random(rng: &mut StdRng) -> Self {
+        match rng.random_range(0..8) {
+            0 => Self::AllOf(METADATA),
+            1 => Self::AllOf(DATA),
+            2..=4 => Self::Writes(rng.random()),
+            _ => Self::Sectors(rng.random()),
         }
     }
-    Picture {
-        transaction_id: pool.transaction_id(),
-        held: pool.status().held_root.is_some(),
-        devices,
-        contents,
+
+    fn images(self, replay: &CrashReplay<'_>) -> [Arc<MemoryDevice>; 2] {
+        let images = match self {
+            Self::Everything => replay.crash(|_, _, _| 0),
+            Self::Nothing => replay.crash(|_, _, events| events.len()),
+            Self::AllOf(lost) => {
+                replay.crash(|device, _, events| if device == lost { 0 } else { events.len() })
+            }
+            Self::Writes(seed) => replay.crash(|_, _, events| {
+                let is_kept = |event: &usize| StdRng::seed_from_u64(seed ^ *event as u64).random_bool(0.5);
+                events.iter().rposition(is_kept).map_or(0, |last| last + 1)
+            }),
+            Self::Sectors(seed) => {
+                let mut rng = StdRng::seed_from_u64(seed);
+                replay.crash(|_, _, events| rng.random_range(0..=events.len()))
+            }
+        };
+        let images: Vec<_> = images.unwrap().into_iter().map(Arc::new).collect();
+        images.try_into().unwrap()
     }
 }
 
-/// Some changes that end in a commit. New blocks only are written, so that the picture of a commit stays true after it.
-fn transaction(pool: &Pool, number: u64, rng: &mut StdRng) {
-    let new = id(number + 1);
-    let origin = id(rng.random_range(0..=number));
-    if pool.device(origin).unwrap().is_some() {
-        pool.create_snap(new, origin).unwrap();
-    } else {
-        pool.create_thin(new).unwrap();
-    }
-    for _ in 0..6 {
-        let first = rng.random_range(0..60);
-        let length = rng.random_range(1..3 * BLOCK) as usize;
-        pool.write(new, first * BLOCK, &vec![number as u8 + 1; length]).unwrap();
-    }
-    let first = rng.random_range(0..60);
-    pool.discard(new, first * BLOCK, rng.random_range(0..20) * BLOCK).unwrap();
-    match number % 5 {
-        1 => pool.delete(id(rng.random_range(1..=number + 1))).unwrap_or(()),
-        2 if pool.status().held_root.is_none() => pool.reserve_metadata_snap().unwrap(),
-        4 if pool.status().held_root.is_some() => pool.release_metadata_snap().unwrap(),
-        _ => {}
-    }
-    let id = pool.transaction_id();
-    pool.apply(&[Operation::SetTransactionId { old: id, new: id + 1 }]).unwrap();
+/// How thoroughly crashes are looked into.
+#[derive(Clone, Copy, Debug)]
+struct Effort {
+    look: Look,
+    /// One in so many crashes is shown to `thin_check`.
+    thin_check: u32,
+    /// After one in so many crashes the recovery is recorded, and cut at random places.
+    recovery: Option<(u32, usize)>,
 }
 
-struct Workload {
-    before: [MemoryDevice; 2],
-    events: Vec<IoEvent>,
-    /// What must be there from which event on.
-    commits: Vec<(usize, Picture)>,
+fn crash(
+    recording: &Recording,
+    replay: &CrashReplay<'_>,
+    loss: Loss,
+    effort: Effort,
+    rng: &mut StdRng,
+) -> ([Arc<MemoryDevice>; 2], State) {
+    let images = loss.images(replay);
+    let context = |error| format!("crash after {} events, {loss:?} lost: {error}", replay.position());
+    check_all(&images[METADATA], rng.random_range(0..effort.thin_check) == 0);
+    let pool = Pool::open(images[METADATA].clone(), images[DATA].clone())
+        .map_err(|error| context(error.to_string()))
+        .unwrap();
+    let state = recording.verify(&pool, replay.position(), effort.look, rng).map_err(context).unwrap();
+    (images, state)
 }
 
-fn workload(rng: &mut StdRng, transactions: u64) -> Workload {
-    let log = FaultLog::new();
-    let before = [MemoryDevice::new(512 * 4096), MemoryDevice::new(400 * BLOCK)];
-    let metadata = Arc::new(FaultDevice::new(before[METADATA].duplicate(), METADATA, log.clone()));
-    let data = Arc::new(FaultDevice::new(before[DATA].duplicate(), DATA, log.clone()));
-    let pool = Pool::format(metadata, data, BlockSize::from_bytes(BLOCK).unwrap()).unwrap();
-    pool.create_thin(id(0)).unwrap();
-    pool.commit().unwrap();
-    let mut commits = vec![(log.len(), picture(&pool))];
-    for number in 0..transactions {
-        transaction(&pool, number, rng);
-        commits.push((log.len(), picture(&pool)));
+/// Opening the pool again and its next operations are cut as well.
+fn crash_in_recovery(
+    (images, state): ([Arc<MemoryDevice>; 2], State),
+    mix: &Mix,
+    cuts: usize,
+    effort: Effort,
+    rng: &mut StdRng,
+) -> usize {
+    let before = images.map(|image| image.duplicate());
+    let mut recorder = Recorder::open(before, state);
+    let mut steps = 0;
+    recorder.run(mix, rng, |_| {
+        steps += 1;
+        steps > 12
+    });
+    recorder.step(&Op::Commit).unwrap();
+    let recording = recorder.finish();
+    let mut positions: Vec<_> = (0..cuts).map(|_| rng.random_range(0..=recording.events.len())).collect();
+    positions.sort_unstable();
+    let mut replay = recording.replay();
+    for position in positions {
+        while replay.position() < position {
+            replay.advance().unwrap();
+        }
+        let loss = Loss::random(rng);
+        crash(&recording, &replay, loss, Effort { recovery: None, ..effort }, rng);
     }
-    Workload { before, events: log.events(), commits }
+    cuts
 }
 
-fn fate(rng: &mut StdRng, cruelty: u32, event: &IoEvent) -> Fate {
-    let length = match event {
-        IoEvent::Write { bytes, .. } => bytes.len(),
-        _ => 0,
-    };
-    match (cruelty, rng.random_range(0..4)) {
-        (0, _) | (2, 0) => Fate::Lost,
-        (1, _) | (2, 1) => Fate::Kept,
-        _ => Fate::Torn(rng.random_range(0..=length / 512) * 512),
+/// Cuts a recording after every event of `cuts`; the number of crashes, and of those in recoveries.
+fn crash_at_each(
+    recording: &Recording,
+    cuts: std::ops::RangeInclusive<usize>,
+    mix: &Mix,
+    effort: Effort,
+    seed: u64,
+) -> (usize, usize) {
+    let mut replay = recording.replay();
+    let mut crashes = (0, 0);
+    loop {
+        if cuts.contains(&replay.position()) {
+            let mut rng = StdRng::seed_from_u64(seed ^ replay.position() as u64);
+            let mut losses = vec![Loss::Everything];
+            if replay.is_exposed(METADATA) || replay.is_exposed(DATA) {
+                losses.extend([Loss::Nothing, Loss::random(&mut rng)]);
+            }
+            for loss in losses {
+                let found = crash(recording, &replay, loss, effort, &mut rng);
+                crashes.0 += 1;
+                if let Some((one_in, cuts)) = effort.recovery
+                    && rng.random_range(0..one_in) == 0
+                {
+                    crashes.1 += crash_in_recovery(found, mix, cuts, effort, &mut rng);
+                }
+            }
+        }
+        if replay.position() >= *cuts.end() || !replay.advance().unwrap() {
+            return crashes;
+        }
     }
+}
+
+fn writes(events: &[IoEvent]) -> usize {
+    events.iter().filter(|event| matches!(event, IoEvent::Write { .. })).count()
+}
+
+fn until_written(budget: usize) -> impl FnMut(&Recorder) -> bool {
+    let (mut passed, mut written) = (0, 0);
+    move |recorder| {
+        let events = recorder.log.events_after(passed);
+        passed += events.len();
+        written += writes(&events);
+        written >= budget
+    }
+}
+
+/// How many writes all workloads have together.
+fn budget() -> usize {
+    let given = std::env::var("THINBAK_CRASH_WRITES").ok().and_then(|writes| writes.parse().ok());
+    given.unwrap_or(2_000)
+}
+
+/// Crashes at every event of a recording, in as many threads as there are processors.
+fn crash_everywhere(recording: &Recording, mix: &Mix, effort: Effort, seed: u64) {
+    let begun = std::time::Instant::now();
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let (begin, end) = (recording.begin(), recording.events.len());
+    let part = (end - begin) / threads + 1;
+    let (first, second) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for thread in 0..threads {
+            let (first, second) = (&first, &second);
+            scope.spawn(move || {
+                let cuts = begin + thread * part..=(begin + (thread + 1) * part - 1).min(end);
+                let crashes = crash_at_each(recording, cuts, mix, effort, seed);
+                first.fetch_add(crashes.0, Ordering::Relaxed);
+                second.fetch_add(crashes.1, Ordering::Relaxed);
+            });
+        }
+    });
+    println!(
+        "{} events, {} writes: {} crashes, {} more in recoveries, {:?}",
+        end - begin,
+        writes(&recording.events),
+        first.into_inner(),
+        second.into_inner(),
+        begun.elapsed()
+    );
 }
 
 #[test]
-fn a_crash_at_any_write_leaves_a_whole_commit() {
+fn a_crash_at_any_write_leaves_what_was_promised() {
     let mut rng = seeded();
-    let work = workload(&mut rng, 12);
-    let first = work.commits[0].0;
-    for cut in first..=work.events.len() {
-        for cruelty in 0..3 {
-            let events = &work.events[..cut];
-            let [metadata, data] = [METADATA, DATA].map(|device| {
-                let image =
-                    crash_image(&work.before[device], events, device, |event| fate(&mut rng, cruelty, event));
-                Arc::new(image.unwrap())
-            });
-            check_all(&metadata, cut % 8 == 0 || cut == work.events.len());
-            let pool = Pool::open(metadata.clone(), data.clone()).unwrap();
-            let found = picture(&pool);
-            let last = work.commits.iter().rposition(|(end, _)| *end <= cut).unwrap();
-            // The commit under way may be there already, and the ones that a single step makes of its own.
-            let exact = found == work.commits[last].1;
-            let older = found.transaction_id < work.commits[last].1.transaction_id;
-            assert!(!older, "cut {cut}: {} was acknowledged", work.commits[last].1.transaction_id);
-            let newer = work.commits.get(last + 1).is_some_and(|(_, next)| found == *next);
-            let between = found.transaction_id == work.commits[last].1.transaction_id;
-            assert!(exact || newer || between, "cut {cut}");
-            if exact || newer {
-                go_on(&pool, &metadata);
-            } else {
-                // A commit that the pool made by itself: what the last one had is there, but for what was deleted since.
-                let before = &work.commits[last].1;
-                let kept = |device: &&DeviceInfo| found.devices.iter().any(|found| found.id == device.id);
-                assert!(before.devices.iter().filter(kept).count() + 1 >= before.devices.len());
-            }
-        }
-    }
+    let mix = Mix::NARROW;
+    let budget = budget() / 2;
+    let mut recorder = Recorder::format(256, 90);
+    recorder.run(&mix, &mut rng, until_written(budget));
+    recorder.step(&Op::Commit).unwrap();
+    let recording = recorder.finish();
+    let effort = Effort { look: Look::Everything, thin_check: 16, recovery: Some((24, 10)) };
+    crash_everywhere(&recording, &mix, effort, rng.random());
 }
 
-/// A pool that came back is as good as any.
-fn go_on(pool: &Pool, metadata: &Arc<MemoryDevice>) {
-    let devices = pool.devices().unwrap();
-    let last = devices.last().unwrap().id;
-    pool.create_snap(id(1000), last).unwrap();
-    pool.write(id(1000), 0, &[200; 2 * 65_536]).unwrap();
-    pool.commit().unwrap();
-    check_all(metadata, false);
+#[test]
+fn a_crash_while_trees_are_split_and_merged_leaves_what_was_promised() {
+    let mut rng = seeded();
+    let mix = Mix::WIDE;
+    let budget = budget() / 2;
+    let mut filled = Recorder::format(512, 1_400);
+    for op in fill(0, 0..600).chain([Op::CreateSnap { new: 1, origin: 0 }, Op::Commit]) {
+        filled.step(&op).unwrap();
+    }
+    let mut recorder = Recorder::open(filled.disks(), filled.state().clone());
+    recorder.run(&mix, &mut rng, until_written(budget));
+    recorder.step(&Op::Commit).unwrap();
+    let recording = recorder.finish();
+    let effort = Effort { look: Look::Sample(20), thin_check: 16, recovery: Some((24, 10)) };
+    crash_everywhere(&recording, &mix, effort, rng.random());
 }

@@ -323,7 +323,7 @@ fn a_commit_without_changes_writes_nothing() {
     let since: Vec<_> = log.events().split_off(before);
     assert!(matches!(
         since[..],
-        [crate::IoEvent::Write { device: 1, .. }, crate::IoEvent::Flush { device: 1 }]
+        [crate::IoEvent::Write { device: 1, .. }, crate::IoEvent::Flush { device: 1, .. }]
     ));
 }
 
