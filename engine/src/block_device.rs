@@ -53,6 +53,13 @@ pub trait BlockDevice: Send + Sync {
     /// The device's error, or `UnexpectedEof` beyond the end.
     fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
 
+    /// Whether a range certainly takes no space and reads as zeroes: it was never written, or discarded. False where that
+    /// cannot be told.
+    fn is_hole(&self, offset: u64, len: u64) -> bool {
+        let _ = (offset, len);
+        false
+    }
+
     /// Whether [`discard`](BlockDevice::discard) gives space back, as far as is known.
     fn can_discard(&self) -> bool {
         true

@@ -303,6 +303,10 @@ impl<D: BlockDevice> BlockDevice for FaultDevice<D> {
         Ok(())
     }
 
+    fn is_hole(&self, offset: u64, len: u64) -> bool {
+        self.inner.is_hole(offset, len)
+    }
+
     fn resize(&self, size: u64) -> io::Result<()> {
         self.admit(IoKind::Resize)?;
         self.inner.resize(size)?;

@@ -192,6 +192,17 @@ impl BlockDevice for FileDevice {
         }
     }
 
+    fn is_hole(&self, offset: u64, len: u64) -> bool {
+        if self.sector.is_some() {
+            return false;
+        }
+        match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Data(offset)) {
+            Ok(data) => data >= offset.saturating_add(len),
+            // No data up to the end of the file.
+            Err(error) => error == rustix::io::Errno::NXIO,
+        }
+    }
+
     fn resize(&self, size: u64) -> io::Result<()> {
         if self.sector.is_none() {
             self.file.set_len(size)?;

@@ -46,14 +46,6 @@ impl MemoryDevice {
     pub fn duplicate(&self) -> Self {
         Self { pages: RwLock::new(self.pages.read().clone()) }
     }
-
-    /// Whether nothing but zeroes has been written in any page of the range (or all of them were discarded).
-    #[must_use]
-    pub fn is_hole(&self, offset: u64, len: u64) -> bool {
-        let pages = self.pages.read();
-        (offset / PAGE_BYTES..(offset.saturating_add(len)).div_ceil(PAGE_BYTES))
-            .all(|page| !pages.pages.contains_key(&page))
-    }
 }
 
 fn padded(page: &[u8]) -> Arc<Page> {
@@ -79,6 +71,13 @@ fn pieces(offset: u64, len: u64) -> impl Iterator<Item = (u64, usize, usize)> {
 }
 
 impl BlockDevice for MemoryDevice {
+    /// Whether nothing has been written in any page of the range, or all of it was discarded.
+    fn is_hole(&self, offset: u64, len: u64) -> bool {
+        let pages = self.pages.read();
+        (offset / PAGE_BYTES..(offset.saturating_add(len)).div_ceil(PAGE_BYTES))
+            .all(|page| !pages.pages.contains_key(&page))
+    }
+
     fn size_bytes(&self) -> u64 {
         self.pages.read().size
     }

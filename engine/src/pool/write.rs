@@ -147,56 +147,97 @@ impl Pool {
         found
     }
 
-    /// Writes the data: new blocks as wholes, neighbouring targets together.
+    /// Writes the data, neighbouring targets together, and what new blocks have besides.
     fn transfer(&self, target: Target<'_>, steps: &[Step], buf: &[u8]) -> Result<()> {
         let bytes = self.block_size.bytes();
         let mut rest = buf;
+        // What is being put together: where it goes, and how long it is.
         let mut run: (u64, usize) = (0, 0);
         for step in steps {
             let Piece { within, length, .. } = step.piece;
             let place = step.target.0 * bytes + within;
-            if let Some(origin) = step.new {
-                self.fill(target, step, origin, 0..within)?;
-                self.fill(target, step, origin, within + length as u64..bytes)?;
-            }
-            if run.1 > 0 && run.0 + run.1 as u64 != place {
+            let alone = self.needs_filling(target, step);
+            if run.1 > 0 && (alone || run.0 + run.1 as u64 != place) {
                 let (data, tail) = rest.split_at(run.1.min(rest.len()));
                 self.write_data(run.0, data)?;
                 rest = tail;
                 run.1 = 0;
+            }
+            if let (true, Some(origin)) = (alone, step.new) {
+                let (data, tail) = rest.split_at(length.min(rest.len()));
+                self.write_filled(target, step, origin, data)?;
+                rest = tail;
+                continue;
             }
             if run.1 == 0 {
                 run.0 = place;
             }
             run.1 += length;
         }
-        self.write_data(run.0, rest)
+        if rest.is_empty() { Ok(()) } else { self.write_data(run.0, rest) }
+    }
+
+    /// Whether a new block needs more than what is written. A place on the data device that holds nothing is as good as
+    /// one that was zeroed.
+    fn needs_filling(&self, target: Target<'_>, step: &Step) -> bool {
+        let bytes = self.block_size.bytes();
+        match step.new {
+            None => false,
+            Some(_) if step.piece.length as u64 == bytes => false,
+            Some(Origin::Unmapped) if target.origin.is_none() => {
+                let zeroing = !self.table().features.skip_block_zeroing;
+                zeroing && !self.data_device.is_hole(step.target.0 * bytes, bytes)
+            }
+            Some(_) => true,
+        }
+    }
+
+    /// Writes a new block: `data`, and around it what it has from elsewhere.
+    fn write_filled(&self, target: Target<'_>, step: &Step, origin: Origin, data: &[u8]) -> Result<()> {
+        let bytes = self.block_size.bytes();
+        let Piece { within, .. } = step.piece;
+        let end = within + data.len() as u64;
+        let place = step.target.0 * bytes;
+        let mut head = self.filling(target, step, origin, 0..within.min(FILL_BYTES))?;
+        if bytes <= FILL_BYTES && head.len() as u64 == within {
+            // In one go.
+            head.extend_from_slice(data);
+            head.extend(self.filling(target, step, origin, end..bytes)?);
+            return self.write_data(place, &head);
+        }
+        self.fill(target, step, origin, 0..within)?;
+        self.write_data(place + within, data)?;
+        self.fill(target, step, origin, end..bytes)
     }
 
     /// Fills bytes of a new block that are not written.
     fn fill(&self, target: Target<'_>, step: &Step, origin: Origin, range: Range<u64>) -> Result<()> {
-        let bytes = self.block_size.bytes();
-        let zeroing = !self.table().features.skip_block_zeroing;
         let mut at = range.start;
         while at < range.end {
-            let length = FILL_BYTES.min(range.end - at);
-            let mut piece = vec![0; usize::try_from(length).unwrap_or(0)];
-            let filled = match origin {
-                Origin::Copy(source) => {
-                    self.read_data(source.0 * bytes + at, &mut piece)?;
-                    piece.len()
-                }
-                // Nothing to read and nothing to zero: the rest as well.
-                Origin::Unmapped if target.origin.is_none() && !zeroing => return Ok(()),
-                Origin::Unmapped => {
-                    let present = target.read_origin(step.piece.block.0 * bytes + at, &mut piece)?;
-                    if zeroing { piece.len() } else { present }
-                }
-            };
-            self.write_data(step.target.0 * bytes + at, piece.get(..filled).unwrap_or_default())?;
-            at += length;
+            let next = range.end.min(at + FILL_BYTES);
+            let piece = self.filling(target, step, origin, at..next)?;
+            if !piece.is_empty() {
+                self.write_data(step.target.0 * self.block_size.bytes() + at, &piece)?;
+            }
+            at = next;
         }
         Ok(())
+    }
+
+    /// What bytes of a new block hold that are not written; less at the end, where the data device keeps what it has.
+    fn filling(&self, target: Target<'_>, step: &Step, origin: Origin, range: Range<u64>) -> Result<Vec<u8>> {
+        let bytes = self.block_size.bytes();
+        let mut piece = vec![0; usize::try_from(range.end - range.start).unwrap_or(0)];
+        match origin {
+            Origin::Copy(source) => self.read_data(source.0 * bytes + range.start, &mut piece)?,
+            Origin::Unmapped => {
+                let present = target.read_origin(step.piece.block.0 * bytes + range.start, &mut piece)?;
+                if self.table().features.skip_block_zeroing {
+                    piece.truncate(present);
+                }
+            }
+        }
+        Ok(piece)
     }
 
     /// Maps the new blocks, when they hold their data, and lets go of them: by then they are counted, or free again.

@@ -139,11 +139,13 @@ fn crash_at_each(
                 losses.extend([Loss::Nothing, Loss::random(&mut rng)]);
             }
             for loss in losses {
-                let found = crash(recording, &replay, loss, effort, &mut rng);
+                // What goes on from here must be known to the last byte: a sample cannot tell two states apart that differ in
+                // one block.
+                let recovery = effort.recovery.filter(|(one_in, _)| rng.random_range(0..*one_in) == 0);
+                let look = if recovery.is_some() { Look::Everything } else { effort.look };
+                let found = crash(recording, &replay, loss, Effort { look, ..effort }, &mut rng);
                 crashes.0 += 1;
-                if let Some((one_in, cuts)) = effort.recovery
-                    && rng.random_range(0..one_in) == 0
-                {
+                if let Some((_, cuts)) = recovery {
                     crashes.1 += crash_in_recovery(found, mix, cuts, effort, &mut rng);
                 }
             }
