@@ -4,6 +4,7 @@ mod concurrency;
 mod crash;
 mod failures;
 mod faults;
+mod full;
 mod history;
 mod kernel_images;
 mod model;
