@@ -7,6 +7,7 @@ mod faults;
 mod full;
 mod history;
 mod kernel_images;
+mod million;
 mod model;
 mod scenarios;
 
