@@ -1,5 +1,6 @@
 //! The pool against `thin_check`, a naive model, and crashes.
 
+mod bad_input;
 mod concurrency;
 mod crash;
 mod failures;
