@@ -89,7 +89,6 @@ impl Diary {
             let mut bytes = vec![0xEE; BLOCK as usize];
             pool.read(id(device), block * BLOCK, &mut bytes).map_err(|error| error.to_string())?;
             for (within, found) in (0..).zip(stamps::stamps(block, &bytes)?) {
-                let granule = block * GRANULES + within;
                 let stamps = &self.stamps[(block * GRANULES + within) as usize];
                 let (old, new) = stamps.split_at(stamps.partition_point(|(number, _)| *number <= least));
                 let old = old.last().map_or(0, |(_, stamp)| *stamp);
