@@ -53,6 +53,11 @@ pub trait BlockDevice: Send + Sync {
     /// The device's error, or `UnexpectedEof` beyond the end.
     fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
 
+    /// Whether [`discard`](BlockDevice::discard) gives space back, as far as is known.
+    fn can_discard(&self) -> bool {
+        true
+    }
+
     /// Changes the size. A file grows by zeroes; a device takes the request as a check that it is large enough.
     ///
     /// # Errors

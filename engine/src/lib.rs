@@ -35,4 +35,6 @@ pub use self::format::{
     BlockSize, DataBlock, DeviceDetails, DeviceId, DeviceInfo, MetadataBlock, MetadataError, VirtualBlock,
 };
 pub use self::metadata_view::{Change, ChangeKind, MetadataView, Roots, ViewError};
-pub use self::pool::{MappedRun, Operation, Pool, PoolError, PoolMode, PoolStatus};
+pub use self::pool::{
+    DiscardMode, Features, MappedRun, Operation, Pool, PoolError, PoolMode, PoolStatus, PoolTable, Thin,
+};

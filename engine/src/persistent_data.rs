@@ -22,7 +22,7 @@ mod store;
 
 pub(crate) use self::data_space_map::DataSpaceMap;
 pub(crate) use self::range_set::RangeSet;
-pub(crate) use self::store::{MetadataStore, write_superblock};
+pub(crate) use self::store::{MetadataStore, SealedTransaction, write_superblock};
 
 use crate::format::MetadataError;
 

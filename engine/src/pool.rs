@@ -1,11 +1,18 @@
 //! The thin pool: devices over one data device, provisioned as they are written.
 //!
-//! Three locks, always taken in this order:
+//! Four locks, always taken in this order:
 //!
 //! 1. the **traffic** table: which blocks of which device are being read, written, or given a new data block. It is held over
 //!    the transfer of data, and orders what concerns the same block;
 //! 2. the **commit** lock: one commit at a time, from the flush of the data device to the discards it sets free;
-//! 3. the **metadata** lock: shared for lookups, exclusive for changes; never held over a transfer of data.
+//! 3. the **change** lock: one change of the metadata at a time, and several that must stay together;
+//! 4. the **metadata** lock: shared for lookups, exclusive for the moment of a change. It is never held while data are
+//!    transferred or a device is flushed. (Only a transaction that has become too large for memory writes some of its blocks
+//!    early, under it.)
+//!
+//! A commit *seals* the open transaction: from then on that does not change, and the next one is open. The sealed one is
+//! written and flushed without the last two locks, so neither lookups nor changes wait for a commit; and those who wait for a
+//! commit to begin have one together.
 //!
 //! | beside | read | write in place | provision, copy | discard | snapshot of the device | delete |
 //! |---|---|---|---|---|---|---|
@@ -20,16 +27,23 @@
 //!
 //! Data reach the device before the mapping to them is inserted, and are flushed before a commit that names them.
 
+mod commit;
+mod devices;
+mod discard;
 mod error;
+mod events;
 mod io;
 mod message;
 mod state;
 mod status;
+mod table;
+mod thin;
 mod traffic;
 mod write;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicU64;
+use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 
@@ -38,16 +52,22 @@ use crate::format::{BLOCK_BYTES, BlockSize, DeviceId, DeviceInfo, MetadataBlock,
 use crate::thin_metadata::ThinMetadata;
 
 pub use self::error::PoolError;
+use self::events::Events;
 pub use self::io::MappedRun;
 pub use self::message::Operation;
-use self::state::{Health, State};
-pub use self::status::{PoolMode, PoolStatus};
-use self::traffic::{Purpose, Traffic};
+use self::state::State;
+pub use self::status::{DiscardMode, PoolMode, PoolStatus};
+pub use self::table::{Features, PoolTable};
+use self::thin::OpenCounts;
+pub use self::thin::Thin;
+use self::traffic::Traffic;
 
 type Result<T> = std::result::Result<T, PoolError>;
 
 /// The least metadata device: what the kernel's tools can work with, and enough for an empty pool.
 const LEAST_METADATA_BLOCKS: u64 = 32;
+/// Above this size of the metadata device the kernel warns that the excess is not used. What it uses ends below that.
+const WARN_METADATA_BYTES: u64 = 16 << 30;
 /// Mapping words have 40 bits for the data block.
 const MAX_DATA_BLOCKS: u64 = 1 << 40;
 /// A transaction that has taken this many metadata blocks is committed by the next write.
@@ -66,13 +86,18 @@ pub struct Pool {
     block_size: BlockSize,
     traffic: Traffic,
     commits: Mutex<()>,
+    change: Mutex<()>,
     state: RwLock<State>,
-    /// Data were written since the last flush of the data device.
-    unflushed: AtomicBool,
+    open: Mutex<OpenCounts>,
+    events: Arc<Events>,
+    /// Writes to the data device so far.
+    written: AtomicU64,
+    /// How many of them are durable.
+    flushed: AtomicU64,
 }
 
 impl Pool {
-    /// Makes an empty pool on two devices and commits it.
+    /// Makes an empty pool on two devices and commits it, with the table [`PoolTable::without_waiting`].
     ///
     /// # Errors
     /// [`PoolError::NotBlank`] unless the first 4 KiB of the metadata device are zero, [`PoolError::MetadataTooSmall`],
@@ -82,6 +107,19 @@ impl Pool {
         data: Arc<dyn BlockDevice>,
         block_size: BlockSize,
     ) -> Result<Self> {
+        Self::format_with(metadata, data, block_size, PoolTable::without_waiting())
+    }
+
+    /// [`Pool::format`] with a table.
+    ///
+    /// # Errors
+    /// As [`Pool::format`]; [`PoolError::ReadOnlyFormat`] when the table says read-only.
+    pub fn format_with(
+        metadata: Arc<dyn BlockDevice>,
+        data: Arc<dyn BlockDevice>,
+        block_size: BlockSize,
+        table: PoolTable,
+    ) -> Result<Self> {
         let needed = LEAST_METADATA_BLOCKS * BLOCK_BYTES as u64;
         if metadata.size_bytes() < needed {
             return Err(PoolError::MetadataTooSmall { bytes: metadata.size_bytes(), needed });
@@ -90,239 +128,99 @@ impl Pool {
         if first.bytes().iter().any(|&byte| byte != 0) {
             return Err(PoolError::NotBlank);
         }
+        if table.features.read_only {
+            return Err(PoolError::ReadOnlyFormat);
+        }
         let blocks = data_blocks(data.size_bytes(), block_size);
         if blocks == 0 {
             return Err(PoolError::NoDataBlock(block_size));
         }
         let thin = ThinMetadata::format(metadata.clone(), block_size, blocks)?;
-        Ok(Self::new(metadata, data, thin))
+        Ok(Self::new(metadata, data, thin, table))
     }
 
-    /// Opens the pool that is on two devices, at its last commit. Metadata that need a check open read-only.
+    /// Opens the pool that is on two devices, at its last commit, with the table [`PoolTable::without_waiting`]. Metadata
+    /// that need a check open read-only. Nothing is written.
     ///
     /// # Errors
     /// Metadata that are not those of a pool, or of an unknown kind; [`PoolError::DataTooSmall`]; failures of the devices.
     pub fn open(metadata: Arc<dyn BlockDevice>, data: Arc<dyn BlockDevice>) -> Result<Self> {
+        Self::open_with(metadata, data, PoolTable::without_waiting())
+    }
+
+    /// [`Pool::open`] with a table.
+    ///
+    /// # Errors
+    /// As [`Pool::open`].
+    pub fn open_with(
+        metadata: Arc<dyn BlockDevice>,
+        data: Arc<dyn BlockDevice>,
+        table: PoolTable,
+    ) -> Result<Self> {
         let thin = ThinMetadata::open(metadata.clone())?;
         let expected = thin.data().nr_blocks();
         let found = data.size_bytes() / thin.superblock().block_size.bytes();
         if found < expected {
             return Err(PoolError::DataTooSmall { expected, found });
         }
-        Ok(Self::new(metadata, data, thin))
+        Ok(Self::new(metadata, data, thin, table))
     }
 
     fn new(
         metadata_device: Arc<dyn BlockDevice>,
         data_device: Arc<dyn BlockDevice>,
         metadata: ThinMetadata,
+        table: PoolTable,
     ) -> Self {
         let block_size = metadata.superblock().block_size;
-        let health = if metadata.superblock().needs_check { Health::ReadOnly } else { Health::Writable };
-        let state = State {
-            metadata,
-            health,
-            out_of_data: false,
-            discards: Vec::new(),
-            committed_discards: Vec::new(),
-            lost: false,
-        };
+        warn_excess(metadata_device.as_ref());
+        let events = Arc::new(Events::default());
         Self {
             metadata_device,
             data_device,
             block_size,
             traffic: Traffic::default(),
             commits: Mutex::new(()),
-            state: RwLock::new(state),
-            unflushed: AtomicBool::new(false),
+            change: Mutex::new(()),
+            state: RwLock::new(State::new(metadata, table, events.clone())),
+            open: Mutex::default(),
+            events,
+            written: AtomicU64::new(0),
+            flushed: AtomicU64::new(0),
         }
     }
 
-    /// Makes a thin device without mappings, in the open transaction.
-    ///
-    /// # Errors
-    /// [`PoolError::DeviceExists`], [`PoolError::NoSpaceMetadata`], [`PoolError::ReadOnlyMode`].
-    pub fn create_thin(&self, id: DeviceId) -> Result<()> {
-        self.with_room(|state| state.run(Operation::CreateThin(id)))
+    /// The table in use.
+    #[must_use]
+    pub fn table(&self) -> PoolTable {
+        self.state.read().table
     }
 
-    /// Makes `new` a snapshot of `origin`, in the open transaction. Writes to the origin wait meanwhile: each is in the
-    /// snapshot as a whole or not at all.
+    /// Loads another table, as the kernel does when a pool is suspended and resumed with it: commits, takes new features
+    /// over, and looks for a larger metadata device. A pool that ran out of space tries again.
     ///
     /// # Errors
-    /// [`PoolError::DeviceExists`], [`PoolError::NoSuchDevice`], [`PoolError::TimeExhausted`],
-    /// [`PoolError::NoSpaceMetadata`], [`PoolError::ReadOnlyMode`].
-    pub fn create_snap(&self, new: DeviceId, origin: DeviceId) -> Result<()> {
-        let _traffic = self.traffic.enter(origin, 0..=u64::MAX, Purpose::Snapshot);
-        self.with_room(|state| state.run(Operation::CreateSnap { new, origin }))
-    }
-
-    /// Deletes a device, in the open transaction.
-    ///
-    /// # Errors
-    /// [`PoolError::NoSuchDevice`], [`PoolError::ReadOnlyMode`], damaged metadata.
-    pub fn delete(&self, id: DeviceId) -> Result<()> {
-        let _traffic = self.traffic.enter(id, 0..=u64::MAX, Purpose::Exclusive);
-        self.change(|state| state.run(Operation::Delete(id)))
-    }
-
-    /// Replaces the transaction id, in the open transaction.
-    ///
-    /// # Errors
-    /// [`PoolError::WrongTransactionId`] unless it is `old`.
-    pub fn set_transaction_id(&self, old: u64, new: u64) -> Result<()> {
-        self.change(|state| state.run(Operation::SetTransactionId { old, new }))
-    }
-
-    /// Carries out operations as one: all of them are in the same commit, which has been made when this returns, or none is.
-    ///
-    /// # Errors
-    /// Those of the operations; nothing has changed then.
-    pub fn apply(&self, operations: &[Operation]) -> Result<()> {
-        let _traffic = self.traffic.enter_all(operations.iter().filter_map(Operation::traffic));
+    /// [`PoolError::DiscardsFixed`] when `ignore_discard` would change; those of [`Pool::commit`].
+    pub fn reload(&self, table: PoolTable) -> Result<()> {
+        if table.features.ignore_discard != self.table().features.ignore_discard {
+            return Err(PoolError::DiscardsFixed);
+        }
         self.alone(|state| {
-            state.check_writable()?;
-            if operations.iter().any(Operation::takes_space) {
-                state.check_room()?;
-            }
-            for &operation in operations {
-                if let Err(error) = state.run(operation) {
-                    // What the operations before this one did is all that is in the open transaction.
-                    state.take_back();
-                    return Err(error);
-                }
-            }
+            state.reload(table);
             Ok(())
-        })
-    }
-
-    /// Holds the metadata as they are now in a metadata snapshot, which readers beside the pool can use. Commits.
-    ///
-    /// # Errors
-    /// [`PoolError::MetadataSnapHeld`], [`PoolError::NoSpaceMetadata`], [`PoolError::ReadOnlyMode`].
-    pub fn reserve_metadata_snap(&self) -> Result<()> {
-        self.alone(|state| {
-            state.check_writable()?;
-            if state.metadata.superblock().held_root.is_some() {
-                return Err(PoolError::MetadataSnapHeld);
-            }
-            state.check_room()?;
-            state.guarded(|metadata| metadata.reserve_snapshot())
-        })
-    }
-
-    /// Gives the metadata snapshot up. Commits.
-    ///
-    /// # Errors
-    /// [`PoolError::NoMetadataSnap`], [`PoolError::ReadOnlyMode`], damaged metadata.
-    pub fn release_metadata_snap(&self) -> Result<()> {
-        self.change(|state| {
-            state.check_writable()?;
-            let held = state.metadata.superblock().held_root.ok_or(PoolError::NoMetadataSnap)?;
-            state.guarded(|metadata| metadata.release_snapshot(held))
         })?;
-        self.commit()
+        if self.status().mode < PoolMode::ReadOnly { self.grow_metadata() } else { Ok(()) }
     }
 
-    /// Makes everything that was done so far durable: data first, then metadata, then the superblock that names them.
-    /// Writes nothing when nothing changed.
-    ///
-    /// # Errors
-    /// Failures of the devices. A failed commit of metadata is given up as a whole: the pool is at its last commit then,
-    /// and read-only.
-    pub fn commit(&self) -> Result<()> {
-        let _commits = self.commits.lock();
-        // Most of the data goes out here, while others still use the metadata.
-        let flushed = self.flush_data();
-        let (freed, committed) = {
-            let mut state = self.state.write();
-            let committed = match flushed {
-                Ok(()) => self.commit_locked(&mut state),
-                Err(error) => Err(state.data_lost(error)),
-            };
-            (std::mem::take(&mut state.committed_discards), committed)
-        };
-        self.pass_down(freed);
-        committed
+    /// Events so far: changes of the mode, and each low water mark when it is reached.
+    #[must_use]
+    pub fn events(&self) -> u64 {
+        self.events.count()
     }
 
-    /// A change that is in a transaction, and a commit, of its own.
-    fn alone(&self, change: impl FnOnce(&mut State) -> Result<()>) -> Result<()> {
-        // Most of what is open is committed here, while others still use the metadata.
-        self.commit()?;
-        let _commits = self.commits.lock();
-        let (freed, committed) = {
-            let mut state = self.state.write();
-            let committed = self.commit_locked(&mut state);
-            let changed =
-                committed.and_then(|()| change(&mut state)).and_then(|()| self.commit_locked(&mut state));
-            (std::mem::take(&mut state.committed_discards), changed)
-        };
-        self.pass_down(freed);
-        committed
-    }
-
-    /// A commit with both locks held. What it frees is left in `committed_discards`.
-    fn commit_locked(&self, state: &mut State) -> Result<()> {
-        if let Err(error) = self.flush_data() {
-            return Err(state.data_lost(error));
-        }
-        state.check_usable()?;
-        if state.lost {
-            return Err(PoolError::ReadOnlyMode { needs_check: state.metadata.superblock().needs_check });
-        }
-        if !state.metadata.is_changed() {
-            return Ok(());
-        }
-        state.guarded(ThinMetadata::commit)?;
-        let freed = std::mem::take(&mut state.discards);
-        state.committed_discards.extend(freed);
-        let data = state.metadata.data();
-        state.out_of_data &= data.nr_allocated() >= data.nr_blocks();
-        Ok(())
-    }
-
-    fn flush_data(&self) -> Result<()> {
-        if !self.unflushed.swap(false, Ordering::AcqRel) {
-            return Ok(());
-        }
-        self.data_device.flush().map_err(|source| {
-            self.unflushed.store(true, Ordering::Release);
-            PoolError::Io { action: "flush", offset: 0, length: 0, source }
-        })
-    }
-
-    /// Gives the space of blocks back that a commit has freed. They are held meanwhile; a failure costs space only.
-    fn pass_down(&self, freed: Vec<(u64, u64)>) {
-        let bytes = self.block_size.bytes();
-        for &(begin, end) in &freed {
-            if let Err(error) = self.data_device.discard(begin * bytes, (end - begin) * bytes) {
-                tracing::warn!(begin, end, %error, "freed data blocks could not be discarded");
-            }
-        }
-        if !freed.is_empty() {
-            let mut state = self.state.write();
-            let (_, data) = state.metadata.data_mut();
-            freed.into_iter().for_each(|(begin, end)| data.release(begin, end));
-        }
-    }
-
-    /// A change of the open transaction.
-    fn change<T>(&self, change: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
-        let mut state = self.state.write();
-        state.check_writable()?;
-        change(&mut state)
-    }
-
-    /// A change that needs metadata blocks, after a commit when there are none without it.
-    fn with_room<T>(&self, change: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
-        if self.state.read().check_room().is_err() {
-            self.commit()?;
-        }
-        let mut state = self.state.write();
-        state.check_writable()?;
-        state.check_room()?;
-        change(&mut state)
+    /// Waits until there were more than `seen` events, or until `deadline`, and returns how many there were.
+    pub fn wait_event(&self, seen: u64, deadline: Option<Instant>) -> u64 {
+        self.events.wait(seen, deadline)
     }
 
     /// A device, with what the open transaction has changed.
@@ -363,11 +261,27 @@ impl Pool {
             }
             if blocks > expected {
                 state.guarded(|metadata| metadata.extend_data(blocks))?;
-                state.out_of_data = false;
             }
             Ok(())
         })?;
-        self.commit()
+        self.commit()?;
+        self.changing().check_data_space();
+        Ok(())
+    }
+
+    /// Takes what the metadata device has more than the pool uses into use, as far as the format can, and commits. Also a
+    /// pool without a free metadata block can grow.
+    ///
+    /// # Errors
+    /// [`PoolError::ReadOnlyMode`], failures of the devices.
+    pub fn grow_metadata(&self) -> Result<()> {
+        self.alone(|state| {
+            state.check_writable()?;
+            if state.guarded(ThinMetadata::extend_metadata)? {
+                tracing::info!(blocks = state.metadata.metadata_blocks(), "the metadata have grown");
+            }
+            Ok(())
+        })
     }
 
     /// The size of data blocks.
@@ -398,6 +312,18 @@ impl Pool {
     #[must_use]
     pub fn superblock(&self) -> Superblock {
         self.state.read().metadata.superblock().clone()
+    }
+}
+
+fn warn_excess(metadata: &dyn BlockDevice) {
+    let bytes = metadata.size_bytes();
+    if bytes > WARN_METADATA_BYTES {
+        let used = crate::format::MAX_METADATA_BLOCKS * BLOCK_BYTES as u64;
+        tracing::warn!(
+            bytes,
+            used,
+            "the metadata device is larger than the format can use: the excess stays unused"
+        );
     }
 }
 

@@ -28,7 +28,7 @@ use crate::format::{
     SpaceMapRoot, Superblock, SuperblockProblem,
 };
 use crate::persistent_data::btree::{self, MappingRoots, Plain};
-use crate::persistent_data::{DataSpaceMap, MetadataStore};
+use crate::persistent_data::{DataSpaceMap, MetadataStore, SealedTransaction};
 
 type Result<T> = std::result::Result<T, MetadataError>;
 
@@ -51,6 +51,11 @@ struct OpenDevice {
     changed: bool,
 }
 
+/// Blocks of a metadata device of `bytes` bytes that the format can use.
+pub(crate) fn usable_blocks(bytes: u64) -> u64 {
+    (bytes / BLOCK_BYTES as u64).min(MAX_METADATA_BLOCKS)
+}
+
 /// The metadata of a pool with its open transaction.
 pub(crate) struct ThinMetadata {
     device: Arc<dyn BlockDevice>,
@@ -69,7 +74,7 @@ impl ThinMetadata {
         block_size: BlockSize,
         data_blocks: u64,
     ) -> Result<Self> {
-        let nr_blocks = (device.size_bytes() / BLOCK_BYTES as u64).min(MAX_METADATA_BLOCKS);
+        let nr_blocks = usable_blocks(device.size_bytes());
         let mut store = MetadataStore::format(device.clone(), nr_blocks)?;
         let mut data = DataSpaceMap::format(&mut store)?;
         let superblock = Superblock {
@@ -124,18 +129,45 @@ impl ThinMetadata {
         crate::persistent_data::write_superblock(self.device.as_ref(), &self.superblock)
     }
 
-    /// Makes the open transaction durable. The caller has flushed the data device. Nothing is written when nothing changed.
-    pub(crate) fn commit(&mut self) -> Result<()> {
+    /// Ends the open transaction in memory, when it has changes, and begins the next one. The caller flushes the data
+    /// device, writes the sealed transaction, and then calls [`finish_commit`](Self::finish_commit), before another one is
+    /// sealed.
+    pub(crate) fn seal_transaction(&mut self) -> Result<Option<SealedTransaction>> {
         if !self.changed {
-            return Ok(());
+            return Ok(None);
         }
         self.put_devices_back()?;
         self.superblock.data_space_map = self.data.settle(&mut self.store)?;
-        self.store.commit(&mut self.superblock)?;
-        self.data.committed();
+        let transaction = self.store.seal_transaction(&mut self.superblock)?;
+        self.data.seal();
         self.devices.values_mut().for_each(|device| device.unshared = false);
         self.changed = false;
+        Ok(Some(transaction))
+    }
+
+    /// The sealed transaction is durable.
+    pub(crate) fn finish_commit(&mut self, transaction: SealedTransaction) {
+        self.store.finish_commit(transaction);
+        self.data.committed();
+    }
+
+    fn commit(&mut self) -> Result<()> {
+        if let Some(transaction) = self.seal_transaction()? {
+            transaction.write()?;
+            self.finish_commit(transaction);
+        }
         Ok(())
+    }
+
+    /// Takes more blocks of the metadata device into use; the caller commits at once. False when there are no more.
+    pub(crate) fn extend_metadata(&mut self) -> Result<bool> {
+        let nr_blocks = usable_blocks(self.device.size_bytes());
+        if nr_blocks <= self.store.nr_blocks() {
+            return Ok(false);
+        }
+        self.changed = true;
+        self.store.extend(nr_blocks)?;
+        Ok(true)
     }
 
     fn put_devices_back(&mut self) -> Result<()> {

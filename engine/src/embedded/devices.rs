@@ -11,7 +11,7 @@ impl Devices for Pool {
     fn check_writable(&self) -> Result<(), PoolError> {
         let status = self.status();
         match status.mode {
-            PoolMode::Write | PoolMode::OutOfDataSpace => Ok(()),
+            PoolMode::Write | PoolMode::OutOfDataSpace | PoolMode::OutOfMetadataSpace => Ok(()),
             PoolMode::ReadOnly => Err(PoolError::ReadOnlyMode { needs_check: status.needs_check }),
             PoolMode::Fail => Err(PoolError::Failed),
         }

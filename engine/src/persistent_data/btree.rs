@@ -10,6 +10,7 @@
 mod delete;
 mod insert;
 mod remove;
+mod shed;
 mod walk;
 
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use crate::format::{MappedBlock, MetadataBlock, MetadataError, Node, NodeProblem
 pub(crate) use self::delete::delete_tree;
 pub(crate) use self::insert::insert;
 pub(crate) use self::remove::{remove, remove_run};
+pub(crate) use self::shed::shed_leaves;
 pub(crate) use self::walk::{last_key, lookup, walk};
 
 use super::{DataSpaceMap, MetadataStore, Result};

@@ -4,6 +4,7 @@
 //! tree; those in use are kept in memory and put back before a commit.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::format::{
     Bitmap, DataBlock, ENTRIES_PER_BITMAP, IndexEntry, MetadataBlock, MetadataError, RawCount, SpaceMapRoot,
@@ -17,14 +18,20 @@ const MAP: &str = "data";
 /// Index entries kept in memory.
 const INDEX_ENTRIES: usize = 1024;
 
-/// Counts of the open transaction and of the last commit.
+/// The map as an older transaction has it.
+struct Older {
+    root: SpaceMapRoot,
+    /// Bitmaps that were looked up.
+    bitmaps: HashMap<u64, Option<MetadataBlock>>,
+}
+
+/// Counts of the open transaction, of a sealed one, and of the last commit.
 pub(crate) struct DataSpaceMap {
     root: SpaceMapRoot,
-    committed: SpaceMapRoot,
+    sealed: Option<Older>,
+    committed: Older,
     /// Entries with whether they were changed.
     entries: HashMap<u64, (IndexEntry, bool)>,
-    /// Bitmaps of the last commit, where they differ from those of now or were looked up.
-    committed_entries: HashMap<u64, Option<MetadataBlock>>,
     cursor: u64,
     /// Nothing was found, and nothing was freed that could be found, since.
     exhausted: bool,
@@ -38,9 +45,9 @@ impl DataSpaceMap {
     pub(crate) fn open(root: SpaceMapRoot) -> Self {
         Self {
             root,
-            committed: root,
+            sealed: None,
+            committed: Older::new(root),
             entries: HashMap::new(),
-            committed_entries: HashMap::new(),
             cursor: 0,
             exhausted: false,
             held: RangeSet::default(),
@@ -53,7 +60,7 @@ impl DataSpaceMap {
         let bitmap_root = btree::empty::<IndexEntry>(store)?;
         let ref_count_root = btree::empty::<u32>(store)?;
         let mut map = Self::open(SpaceMapRoot { nr_blocks: 0, nr_allocated: 0, bitmap_root, ref_count_root });
-        map.committed = SpaceMapRoot::default();
+        map.committed = Older::new(SpaceMapRoot::default());
         Ok(map)
     }
 
@@ -195,12 +202,12 @@ impl DataSpaceMap {
             let entry = self.entry(store, slot)?;
             if entry.nr_free > 0 {
                 let now = store.bitmap(entry.bitmap)?;
-                let old = self.committed_bitmap(store, slot)?.map(|block| store.bitmap(block)).transpose()?;
+                let older = self.older_bitmaps(store, slot)?;
                 let mut within = (at - first).max(u64::from(entry.none_free_before));
                 while let Some(zero) = now.find_zero(within, end - first) {
                     if let Some(held_until) = self.held.end_of(first + zero) {
                         within = held_until - first;
-                    } else if old.as_ref().is_none_or(|old| old.get(zero) == RawCount::Exact(0)) {
+                    } else if older.iter().all(|old| old.get(zero) == RawCount::Exact(0)) {
                         return Ok(Some(first + zero));
                     } else {
                         within = zero + 1;
@@ -212,20 +219,14 @@ impl DataSpaceMap {
         Ok(None)
     }
 
-    fn committed_bitmap(&mut self, store: &MetadataStore, slot: u64) -> Result<Option<MetadataBlock>> {
-        if self.committed.nr_blocks == 0 {
-            return Ok(None);
+    fn older_bitmaps(&mut self, store: &MetadataStore, slot: u64) -> Result<Vec<Arc<Bitmap>>> {
+        let mut bitmaps = Vec::with_capacity(2);
+        for older in [Some(&mut self.committed), self.sealed.as_mut()].into_iter().flatten() {
+            if let Some(block) = older.bitmap(store, slot)? {
+                bitmaps.push(store.bitmap(block)?);
+            }
         }
-        if let Some(known) = self.committed_entries.get(&slot) {
-            return Ok(*known);
-        }
-        let entry = btree::lookup::<IndexEntry>(store, self.committed.bitmap_root, slot)?;
-        let bitmap = entry.map(|entry| entry.bitmap);
-        if self.committed_entries.len() >= INDEX_ENTRIES {
-            self.committed_entries.clear();
-        }
-        self.committed_entries.insert(slot, bitmap);
-        Ok(bitmap)
+        Ok(bitmaps)
     }
 
     /// Keeps free blocks from being allocated.
@@ -254,9 +255,38 @@ impl DataSpaceMap {
         Ok(self.root)
     }
 
+    /// The open transaction, settled, becomes the sealed one.
+    pub(crate) fn seal(&mut self) {
+        self.sealed = Some(Older::new(self.root));
+    }
+
+    /// The sealed transaction is the last commit.
     pub(crate) fn committed(&mut self) {
-        self.committed = self.root;
-        self.committed_entries.clear();
+        if let Some(sealed) = self.sealed.take() {
+            self.committed = sealed;
+        }
         self.exhausted = false;
+    }
+}
+
+impl Older {
+    fn new(root: SpaceMapRoot) -> Self {
+        Self { root, bitmaps: HashMap::new() }
+    }
+
+    fn bitmap(&mut self, store: &MetadataStore, slot: u64) -> Result<Option<MetadataBlock>> {
+        if self.root.nr_blocks == 0 {
+            return Ok(None);
+        }
+        if let Some(known) = self.bitmaps.get(&slot) {
+            return Ok(*known);
+        }
+        let entry = btree::lookup::<IndexEntry>(store, self.root.bitmap_root, slot)?;
+        let bitmap = entry.map(|entry| entry.bitmap);
+        if self.bitmaps.len() >= INDEX_ENTRIES {
+            self.bitmaps.clear();
+        }
+        self.bitmaps.insert(slot, bitmap);
+        Ok(bitmap)
     }
 }

@@ -7,6 +7,7 @@
 //! bitmaps say.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use crate::block_device::BlockDevice;
 use crate::format::{
@@ -41,18 +42,21 @@ enum Change {
     Dec(MetadataBlock),
 }
 
-/// Counts of the open transaction and of the last commit.
+/// Counts of the open transaction, of a sealed one, and of the last commit.
 #[derive(Debug, Default)]
 pub(super) struct MetadataSpaceMap {
     current: Version,
+    sealed: Option<Version>,
     committed: Version,
     /// Where the next search for a free block begins.
     cursor: u64,
     /// Changes not yet in the bitmaps. The first is the one being carried out, when `busy`.
     queue: VecDeque<Change>,
     busy: bool,
-    /// Blocks allocated since the last commit; what was freed meanwhile cannot be used before the next.
+    /// Blocks allocated in the open transaction; what was freed meanwhile cannot be used before the next commit.
     allocated: u64,
+    /// Those of the sealed one.
+    sealed_allocated: u64,
 }
 
 impl MetadataSpaceMap {
@@ -75,9 +79,18 @@ impl MetadataSpaceMap {
         self.current.root.nr_blocks
     }
 
+    /// The open transaction becomes the sealed one.
+    pub(super) fn seal(&mut self) {
+        self.sealed = Some(self.current.clone());
+        self.sealed_allocated = std::mem::take(&mut self.allocated);
+    }
+
+    /// The sealed transaction is the last commit.
     pub(super) fn committed(&mut self) {
-        self.committed = self.current.clone();
-        self.allocated = 0;
+        if let Some(sealed) = self.sealed.take() {
+            self.committed = sealed;
+        }
+        self.sealed_allocated = 0;
     }
 
     fn pending(&self, block: MetadataBlock) -> i64 {
@@ -104,7 +117,8 @@ impl MetadataStore {
     /// Blocks that can still be allocated before the next commit.
     pub(crate) fn nr_free(&self) -> u64 {
         let committed = &self.map.committed.root;
-        committed.nr_blocks.saturating_sub(committed.nr_allocated).saturating_sub(self.map.allocated)
+        let taken = committed.nr_allocated + self.map.sealed_allocated + self.map.allocated;
+        committed.nr_blocks.saturating_sub(taken)
     }
 
     /// How many pointers to a block there are.
@@ -220,7 +234,15 @@ impl MetadataStore {
         Ok(found)
     }
 
-    /// The first block in `begin..end` that is free now, was free at the last commit, and is not about to be taken.
+    /// The bitmaps of a slot as the last commit and a sealed transaction have them, where they cover it.
+    fn older_bitmaps(&self, slot: usize) -> Result<Vec<Arc<Bitmap>>> {
+        let versions = [Some(&self.map.committed), self.map.sealed.as_ref()];
+        let entries = versions.into_iter().flatten().filter_map(|version| version.index.entries.get(slot));
+        entries.map(|entry| self.bitmap(entry.bitmap)).collect()
+    }
+
+    /// The first block in `begin..end` that is free now, was free at the last commit and in a sealed transaction, and is
+    /// not about to be taken.
     fn find_free(&self, begin: u64, end: u64) -> Result<Option<MetadataBlock>> {
         let mut at = begin;
         while at < end {
@@ -229,12 +251,12 @@ impl MetadataStore {
             let next = first + ENTRIES_PER_BITMAP;
             let entry = self.entry(MetadataBlock(at))?;
             if entry.nr_free > 0 {
-                let old = self.map.committed.index.entries.get(slot).map(|entry| self.bitmap(entry.bitmap));
-                let (now, old) = (self.bitmap(entry.bitmap)?, old.transpose()?);
+                let now = self.bitmap(entry.bitmap)?;
+                let older = self.older_bitmaps(slot)?;
                 let mut within = (at - first).max(u64::from(entry.none_free_before));
                 while let Some(zero) = now.find_zero(within, end - first) {
                     let block = MetadataBlock(first + zero);
-                    let was_free = old.as_ref().is_none_or(|old| old.get(zero) == RawCount::Exact(0));
+                    let was_free = older.iter().all(|old| old.get(zero) == RawCount::Exact(0));
                     if was_free && !self.map.queue.contains(&Change::Inc(block)) {
                         return Ok(Some(block));
                     }
@@ -271,6 +293,34 @@ impl MetadataStore {
         self.map.allocated = taken;
         self.map.cursor = taken;
         Ok(())
+    }
+
+    /// Covers more blocks, all of them free but those that the new bitmaps take. These lie in the new part, so that a map
+    /// without a free block can grow. The caller commits before anything else is done.
+    pub(crate) fn extend(&mut self, nr_blocks: u64) -> Result<()> {
+        let old = self.nr_blocks();
+        if nr_blocks > MAX_METADATA_BLOCKS {
+            let block = MetadataBlock(nr_blocks);
+            return Err(MetadataError::OutOfRange { block, blocks: MAX_METADATA_BLOCKS });
+        }
+        let slots = old.div_ceil(ENTRIES_PER_BITMAP)..nr_blocks.div_ceil(ENTRIES_PER_BITMAP);
+        if old + slots.clone().count() as u64 > nr_blocks {
+            return Err(MetadataError::NoSpace { used: old, total: nr_blocks });
+        }
+        self.map.current.root.nr_blocks = self.map.current.root.nr_blocks.max(nr_blocks);
+        // Counted together, after all of them are there: what counting them takes must not be one of them.
+        for (block, _) in (old..).map(MetadataBlock).zip(slots) {
+            self.mark_new(block);
+            self.put(block, Cached::Bitmap(Bitmap::empty().into()))?;
+            let nr_free = ENTRIES_PER_BITMAP as u32;
+            self.map.current.index.entries.push(IndexEntry { bitmap: block, nr_free, none_free_before: 0 });
+            self.map.queue.push_back(Change::Inc(block));
+            self.map.allocated += 1;
+        }
+        self.map.busy = true;
+        let counted = self.work_off();
+        self.map.busy = false;
+        counted
     }
 
     /// Gives the index its block for this commit. This is the last change of counts before the blocks are written.

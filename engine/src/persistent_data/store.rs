@@ -31,23 +31,20 @@ pub(super) enum Cached {
 }
 
 impl Cached {
-    /// The bytes as they go to the device.
-    fn seal(&mut self, location: MetadataBlock) -> &BlockBytes {
+    /// Sets location and checksum, as they go to the device.
+    fn seal(&mut self, location: MetadataBlock) {
         match self {
-            Self::Node(node) => {
-                let bytes = Arc::make_mut(node).bytes_mut();
-                seal(bytes, location, BlockKind::Node);
-                bytes
-            }
-            Self::Bitmap(bitmap) => {
-                let bytes = Arc::make_mut(bitmap).bytes_mut();
-                seal(bytes, location, BlockKind::Bitmap);
-                bytes
-            }
-            Self::Other(kind, bytes) => {
-                seal(bytes, location, *kind);
-                bytes
-            }
+            Self::Node(node) => seal(Arc::make_mut(node).bytes_mut(), location, BlockKind::Node),
+            Self::Bitmap(bitmap) => seal(Arc::make_mut(bitmap).bytes_mut(), location, BlockKind::Bitmap),
+            Self::Other(kind, bytes) => seal(bytes, location, *kind),
+        }
+    }
+
+    fn bytes(&self) -> &BlockBytes {
+        match self {
+            Self::Node(node) => node.bytes(),
+            Self::Bitmap(bitmap) => bitmap.bytes(),
+            Self::Other(_, bytes) => bytes,
         }
     }
 }
@@ -56,8 +53,11 @@ impl Cached {
 pub(crate) struct MetadataStore {
     device: Arc<dyn BlockDevice>,
     clean: Cache<u64, Cached>,
+    /// Blocks of the open transaction.
     dirty: HashMap<u64, Cached>,
-    /// Blocks allocated since the last commit: they may be changed in place.
+    /// Blocks of a sealed transaction, until it is durable. They do not change any more.
+    sealed: HashMap<u64, Cached>,
+    /// Blocks allocated in the open transaction: they may be changed in place.
     shadows: HashSet<u64>,
     pub(super) map: MetadataSpaceMap,
 }
@@ -77,11 +77,13 @@ impl MetadataStore {
     }
 
     fn new(device: Arc<dyn BlockDevice>, map: MetadataSpaceMap) -> Self {
-        Self { device, clean: Cache::new(CLEAN_BLOCKS), dirty: HashMap::new(), shadows: HashSet::new(), map }
+        let clean = Cache::new(CLEAN_BLOCKS);
+        Self { device, clean, dirty: HashMap::new(), sealed: HashMap::new(), shadows: HashSet::new(), map }
     }
 
     fn cached(&self, block: MetadataBlock) -> Option<Cached> {
-        self.dirty.get(&block.0).cloned().or_else(|| self.clean.get(&block.0))
+        let pending = self.dirty.get(&block.0).or_else(|| self.sealed.get(&block.0));
+        pending.cloned().or_else(|| self.clean.get(&block.0))
     }
 
     /// A node of a tree with values `V`.
@@ -237,56 +239,97 @@ impl MetadataStore {
         }
     }
 
-    /// Writes all changed blocks, neighbours together. They stay in the cache.
+    /// Writes all changed blocks before the commit, to make room. They stay in the cache.
     fn write_dirty(&mut self) -> Result<()> {
-        let mut blocks: Vec<(u64, Cached)> = self.dirty.drain().collect();
+        let blocks = self.sealed_blocks();
+        write_blocks(self.device.as_ref(), &blocks)?;
+        self.dirty.clear();
+        self.keep_clean(blocks);
+        Ok(())
+    }
+
+    /// The changed blocks as they go to the device, ascending. They stay where they are.
+    fn sealed_blocks(&mut self) -> Vec<(u64, Cached)> {
+        let seal = |(block, cached): (&u64, &mut Cached)| {
+            cached.seal(MetadataBlock(*block));
+            (*block, cached.clone())
+        };
+        let mut blocks: Vec<(u64, Cached)> = self.dirty.iter_mut().map(seal).collect();
         blocks.sort_unstable_by_key(|(block, _)| *block);
-        let mut run = Vec::with_capacity(WRITE_BLOCKS.min(blocks.len()) * BLOCK_BYTES);
-        let mut begin = 0;
-        let mut next = 0;
-        for (block, cached) in &mut blocks {
-            if *block != next || run.len() >= WRITE_BLOCKS * BLOCK_BYTES {
-                self.write_run(begin, &run)?;
-                run.clear();
-                begin = *block;
-            }
-            run.extend_from_slice(cached.seal(MetadataBlock(*block)));
-            next = *block + 1;
-        }
-        self.write_run(begin, &run)?;
+        blocks
+    }
+
+    fn keep_clean(&self, blocks: Vec<(u64, Cached)>) {
         for (block, cached) in blocks {
             if !matches!(cached, Cached::Other(..)) {
                 self.clean.insert(block, cached);
             }
         }
-        Ok(())
     }
 
-    fn write_run(&self, begin: u64, run: &[u8]) -> Result<()> {
-        if run.is_empty() {
-            return Ok(());
-        }
-        let block = MetadataBlock(begin);
-        let written = self.device.write_at(begin * BLOCK_BYTES as u64, run);
-        written.map_err(|source| MetadataError::Io { action: "write", block, source })
-    }
-
-    /// Ends the transaction: writes its blocks, flushes, then writes the superblock and flushes again. The superblock's
-    /// metadata space map is filled in here, since the index moves with every commit.
-    pub(crate) fn commit(&mut self, superblock: &mut Superblock) -> Result<()> {
+    /// Ends the open transaction in memory and begins the next one: [`SealedTransaction::write`] makes it durable, after
+    /// which [`finish_commit`](Self::finish_commit) is due before another one is sealed. Meanwhile everything can be read and
+    /// changed; what the sealed transaction or the last commit have is never written over. The superblock's metadata space
+    /// map is filled in here, since the index moves with every commit.
+    pub(crate) fn seal_transaction(&mut self, superblock: &mut Superblock) -> Result<SealedTransaction> {
         self.settle_map()?;
         superblock.metadata_space_map = self.map.root();
-        self.write_dirty()?;
-        self.flush()?;
-        write_superblock(self.device.as_ref(), superblock)?;
+        let blocks = self.sealed_blocks();
+        self.sealed = std::mem::take(&mut self.dirty);
         self.shadows.clear();
-        self.map.committed();
-        Ok(())
+        self.map.seal();
+        Ok(SealedTransaction { device: self.device.clone(), blocks, superblock: superblock.clone() })
     }
 
-    fn flush(&self) -> Result<()> {
-        self.device.flush().map_err(|source| MetadataError::Flush { source })
+    /// The sealed transaction is durable.
+    pub(crate) fn finish_commit(&mut self, transaction: SealedTransaction) {
+        self.sealed.clear();
+        self.keep_clean(transaction.blocks);
+        self.map.committed();
     }
+}
+
+/// A transaction that is complete in memory.
+pub(crate) struct SealedTransaction {
+    device: Arc<dyn BlockDevice>,
+    /// Ascending.
+    blocks: Vec<(u64, Cached)>,
+    superblock: Superblock,
+}
+
+impl SealedTransaction {
+    /// Writes the blocks, flushes, then writes the superblock that names them and flushes again. Touches no state of the
+    /// pool: readers go on meanwhile.
+    pub(crate) fn write(&self) -> Result<()> {
+        write_blocks(self.device.as_ref(), &self.blocks)?;
+        self.device.flush().map_err(|source| MetadataError::Flush { source })?;
+        write_superblock(self.device.as_ref(), &self.superblock)
+    }
+}
+
+/// Writes sealed blocks, ascending, neighbours together.
+fn write_blocks(device: &dyn BlockDevice, blocks: &[(u64, Cached)]) -> Result<()> {
+    let mut run = Vec::with_capacity(WRITE_BLOCKS.min(blocks.len()) * BLOCK_BYTES);
+    let (mut begin, mut next) = (0, 0);
+    for (block, cached) in blocks {
+        if *block != next || run.len() >= WRITE_BLOCKS * BLOCK_BYTES {
+            write_run(device, begin, &run)?;
+            run.clear();
+            begin = *block;
+        }
+        run.extend_from_slice(cached.bytes());
+        next = *block + 1;
+    }
+    write_run(device, begin, &run)
+}
+
+fn write_run(device: &dyn BlockDevice, begin: u64, run: &[u8]) -> Result<()> {
+    if run.is_empty() {
+        return Ok(());
+    }
+    let block = MetadataBlock(begin);
+    let written = device.write_at(begin * BLOCK_BYTES as u64, run);
+    written.map_err(|source| MetadataError::Io { action: "write", block, source })
 }
 
 /// Writes and flushes a superblock.

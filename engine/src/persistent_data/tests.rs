@@ -56,7 +56,10 @@ impl Bed {
 
     fn commit(&mut self) {
         self.superblock.data_space_map = self.data.settle(&mut self.store).unwrap();
-        self.store.commit(&mut self.superblock).unwrap();
+        let transaction = self.store.seal_transaction(&mut self.superblock).unwrap();
+        self.data.seal();
+        transaction.write().unwrap();
+        self.store.finish_commit(transaction);
         self.data.committed();
     }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::format::{BlockSize, DeviceId, InvalidDeviceId, MetadataError};
@@ -60,6 +61,37 @@ pub enum PoolError {
         /// Whether a check has to come first.
         needs_check: bool,
     },
+    /// The pool is out of metadata space, and takes no message until its metadata device grows.
+    #[error("the pool is out of metadata space and takes no messages")]
+    OutOfMetadataMode,
+    /// The device is open.
+    #[error("thin device {0} is in use")]
+    DeviceOpen(DeviceId),
+    /// The pool was opened with `ignore_discard`.
+    #[error("the pool ignores discards")]
+    DiscardsIgnored,
+    /// Whether discards are ignored does not change while a pool is open.
+    #[error("whether a pool ignores discards cannot be changed while it is open")]
+    DiscardsFixed,
+    /// A word that is no table feature.
+    #[error("`{0}` is no feature of a thin pool")]
+    UnknownFeature(String),
+    /// Not the low water mark and the features of a pool's table.
+    #[error("`{0}` is not a low water mark and table features")]
+    InvalidTable(String),
+    /// An empty device cannot be made a pool when nothing may be written.
+    #[error("a pool that is to be read only cannot be formatted")]
+    ReadOnlyFormat,
+    /// The external origin failed.
+    #[error("cannot read {length} bytes at offset {offset} of the external origin: {source}")]
+    Origin {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        length: u64,
+        /// Why.
+        source: io::Error,
+    },
     /// The metadata could not even be reloaded after a failure; the pool must be reopened.
     #[error("the pool has failed: its metadata could not be reloaded")]
     Failed,
@@ -108,4 +140,39 @@ pub enum PoolError {
         /// Why.
         source: io::Error,
     },
+}
+
+impl PoolError {
+    /// The error number with which the kernel answers in the same case; `None` where it has no such case.
+    #[must_use]
+    pub fn errno(&self) -> Option<Errno> {
+        Some(match self {
+            Self::NoSpaceData { .. } | Self::NoSpaceMetadata { .. } => Errno::NOSPC,
+            Self::DeviceExists(_) => Errno::EXIST,
+            Self::NoSuchDevice(_) => Errno::NODATA,
+            Self::DeviceOpen(_) | Self::MetadataSnapHeld => Errno::BUSY,
+            Self::InvalidDeviceId(_)
+            | Self::WrongTransactionId { .. }
+            | Self::InvalidMessage(_)
+            | Self::NoMetadataSnap
+            | Self::DiscardsFixed
+            | Self::UnknownFeature(_)
+            | Self::InvalidTable(_)
+            | Self::DataTooSmall { .. } => Errno::INVAL,
+            Self::ReadOnlyMode { .. } | Self::OutOfMetadataMode | Self::DiscardsIgnored | Self::Failed => {
+                Errno::OPNOTSUPP
+            }
+            Self::ReadOnlyFormat => Errno::PERM,
+            Self::Metadata(MetadataError::WrongLocation { .. }) => Errno::NOTBLK,
+            Self::Metadata(MetadataError::Checksum { .. } | MetadataError::BadSuperblock { .. }) => {
+                Errno::ILSEQ
+            }
+            Self::Metadata(_) | Self::Io { .. } | Self::Origin { .. } => Errno::IO,
+            Self::TimeExhausted
+            | Self::NotBlank
+            | Self::MetadataTooSmall { .. }
+            | Self::OutOfRange { .. }
+            | Self::NoDataBlock(_) => return None,
+        })
+    }
 }

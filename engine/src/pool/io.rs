@@ -1,12 +1,13 @@
-//! Reading, discarding, and listing mappings.
+//! Reading, and listing mappings.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 
+use crate::block_device::BlockDevice;
 use crate::format::{DataBlock, DeviceId, DeviceInfo, MappedBlock, VirtualBlock};
 
 use super::traffic::Purpose;
-use super::{PENDING_DISCARDS, Pool, PoolError, Result};
+use super::{Pool, PoolError, Result};
 
 /// Blocks looked up at a time.
 const BATCH_BLOCKS: u64 = 256;
@@ -20,6 +21,29 @@ pub struct MappedRun {
     pub length: u64,
     /// First data block.
     pub data_begin: DataBlock,
+}
+
+/// A device, and what is read where it maps nothing.
+#[derive(Clone, Copy)]
+pub(super) struct Target<'a> {
+    pub(super) id: DeviceId,
+    /// The external origin; zeroes without one.
+    pub(super) origin: Option<&'a dyn BlockDevice>,
+}
+
+impl Target<'_> {
+    /// Fills `buf` with what stands at `offset` where nothing is mapped; how much of it came from the external origin.
+    pub(super) fn read_origin(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let size = self.origin.map_or(0, BlockDevice::size_bytes);
+        let length = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX).min(buf.len());
+        let (present, beyond) = buf.split_at_mut(length);
+        beyond.fill(0);
+        if let Some(origin) = self.origin.filter(|_| !present.is_empty()) {
+            let length = present.len() as u64;
+            origin.read_at(offset, present).map_err(|source| PoolError::Origin { offset, length, source })?;
+        }
+        Ok(length)
+    }
 }
 
 /// Part of a transfer that lies in one virtual block.
@@ -85,45 +109,58 @@ impl Pool {
     /// # Errors
     /// [`PoolError::NoSuchDevice`], [`PoolError::OutOfRange`], damaged metadata, a failed read of the data device.
     pub fn read(&self, id: DeviceId, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.read_target(Target { id, origin: None }, offset, buf)
+    }
+
+    pub(super) fn read_target(&self, target: Target<'_>, offset: u64, buf: &mut [u8]) -> Result<()> {
         let (mut at, mut rest) = (offset, buf);
         while !rest.is_empty() {
             let (batch, tail) = rest.split_at_mut(self.batch_length(at, rest.len()));
             let length = batch.len() as u64;
-            self.read_batch(id, at, batch)?;
+            self.read_batch(target, at, batch)?;
             rest = tail;
             at += length;
         }
         Ok(())
     }
 
-    fn read_batch(&self, id: DeviceId, offset: u64, buf: &mut [u8]) -> Result<()> {
+    fn read_batch(&self, target: Target<'_>, offset: u64, buf: &mut [u8]) -> Result<()> {
         let (first, last) = self.blocks_of(offset, buf.len())?;
-        let _passage = self.traffic.enter(id, first.0..=last.0, Purpose::Read);
-        let (_, mappings) = self.look_up(id, first, last)?;
+        let _passage = self.traffic.enter(target.id, first.0..=last.0, Purpose::Read);
+        let (_, mappings) = self.look_up(target.id, first, last)?;
         let bytes = self.block_size.bytes();
-        let mut rest = buf;
-        // The part that is being put together: where it is on the data device, `None` for zeroes, and its length.
+        let (mut at, mut rest) = (offset, buf);
+        // The part that is being put together: where it is on the data device, `None` where nothing is mapped, and its
+        // length.
         let mut run: (Option<u64>, usize) = (None, 0);
         for (piece, mapped) in self.pieces(offset, rest.len()).zip(mappings) {
             let place = mapped.map(|mapped| mapped.data_block.0 * bytes + piece.within);
             let next = run.0.map(|begin| begin + run.1 as u64);
             if run.1 > 0 && place != next {
-                rest = self.read_run(rest, run)?;
+                rest = self.read_run(target, at, rest, run)?;
+                at += run.1 as u64;
                 run = (place, 0);
             } else if run.1 == 0 {
                 run.0 = place;
             }
             run.1 += piece.length;
         }
-        self.read_run(rest, run)?;
+        self.read_run(target, at, rest, run)?;
         Ok(())
     }
 
-    fn read_run<'a>(&self, buf: &'a mut [u8], (place, length): (Option<u64>, usize)) -> Result<&'a mut [u8]> {
+    /// Reads the first part of `buf`, which stands at `offset` of the device, and returns the rest of it.
+    fn read_run<'a>(
+        &self,
+        target: Target<'_>,
+        offset: u64,
+        buf: &'a mut [u8],
+        (place, length): (Option<u64>, usize),
+    ) -> Result<&'a mut [u8]> {
         let (run, rest) = buf.split_at_mut(length.min(buf.len()));
         match place {
-            None => run.fill(0),
-            Some(offset) => self.read_data(offset, run)?,
+            None => drop(target.read_origin(offset, run)?),
+            Some(place) => self.read_data(place, run)?,
         }
         Ok(rest)
     }
@@ -143,49 +180,8 @@ impl Pool {
             source,
         })?;
         // After the write: a flush that began before it must not count for it.
-        self.unflushed.store(true, Ordering::Release);
+        self.written.fetch_add(1, Ordering::AcqRel);
         Ok(())
-    }
-
-    /// Unmaps the blocks that lie in the range as a whole, in the open transaction; parts of blocks are left alone. Space of data
-    /// blocks that nothing maps any more is given back after the next commit.
-    ///
-    /// # Errors
-    /// [`PoolError::NoSuchDevice`], [`PoolError::ReadOnlyMode`], damaged metadata.
-    pub fn discard(&self, id: DeviceId, offset: u64, len: u64) -> Result<()> {
-        let bytes = self.block_size.bytes();
-        let end = offset.checked_add(len).ok_or(PoolError::OutOfRange { offset, length: len })? / bytes;
-        let first = offset.div_ceil(bytes);
-        let Some(last) = end.checked_sub(1).filter(|last| *last >= first) else {
-            return self.device(id)?.map(|_| ()).ok_or(PoolError::NoSuchDevice(id));
-        };
-        let _passage = self.traffic.enter(id, first..=last, Purpose::Exclusive);
-        let (first, last) = (VirtualBlock(first), VirtualBlock(last));
-        if self.mapped_runs(id, first, VirtualBlock(end), 1)?.is_empty() {
-            return Ok(());
-        }
-        self.change(|state| {
-            state.check_present(id)?;
-            let freed = state.guarded(|metadata| metadata.remove_mappings(id, first, last))?;
-            let room = PENDING_DISCARDS.saturating_sub(state.discards.len());
-            // Held at once: a block that this transaction had taken is free for it again.
-            for (begin, end) in freed.iter().take(room) {
-                state.metadata.data_mut().1.hold(begin, end);
-                state.discards.push((begin, end));
-            }
-            Ok(())
-        })?;
-        self.commit_large()
-    }
-
-    /// Commits when the open transaction has become large.
-    pub(super) fn commit_large(&self) -> Result<()> {
-        let large = {
-            let state = self.state.read();
-            state.metadata.new_blocks() >= super::LARGE_TRANSACTION_BLOCKS
-                || state.discards.len() >= PENDING_DISCARDS
-        };
-        if large { self.commit() } else { Ok(()) }
     }
 
     /// The mapped blocks in `from..to` as runs, `max` of them at most; the last one may go on where the answer ends.

@@ -48,13 +48,13 @@ impl Operation {
 impl Pool {
     /// Carries out a message as the kernel's thin-pool target takes it (`create_thin`, `create_snap`, `delete`,
     /// `set_transaction_id`, `reserve_metadata_snap`, `release_metadata_snap`), and commits. Verbs may be in capitals;
-    /// numbers are decimal.
+    /// numbers are decimal. A large device is deleted in steps, as [`Pool::shed`] says.
     ///
     /// # Errors
     /// [`PoolError::InvalidMessage`] and [`PoolError::InvalidDeviceId`] (both `EINVAL` with the kernel), and those of
-    /// the methods of the same names.
+    /// the methods of the same names. A pool that is read-only or out of metadata space takes no message.
     pub fn message(&self, words: &[&str]) -> Result<()> {
-        self.state.read().check_writable()?;
+        self.check_messages()?;
         let invalid = || PoolError::InvalidMessage(words.join(" "));
         let number = |word: &str| {
             let digits = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
@@ -65,7 +65,11 @@ impl Pool {
         match (verb.to_ascii_lowercase().as_str(), arguments) {
             ("create_thin", [id]) => self.create_thin(device(id)?)?,
             ("create_snap", [id, origin]) => self.create_snap(device(id)?, device(origin)?)?,
-            ("delete", [id]) => self.delete(device(id)?)?,
+            ("delete", [id]) => {
+                let id = device(id)?;
+                self.shed(id)?;
+                self.delete(id)?;
+            }
             ("set_transaction_id", [old, new]) => self.set_transaction_id(number(old)?, number(new)?)?,
             ("reserve_metadata_snap", []) => return self.reserve_metadata_snap(),
             ("release_metadata_snap", []) => return self.release_metadata_snap(),

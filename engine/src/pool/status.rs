@@ -4,31 +4,74 @@ use std::fmt;
 
 use crate::format::{DeviceId, MetadataBlock};
 
-use super::{Health, Pool, PoolError, Result};
+use super::{Pool, PoolError, Result};
 
 /// The metadata low watermark is at most this many blocks.
 const MAX_LOW_WATERMARK: u64 = 1024;
 
-/// What a pool can do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Free metadata blocks of `total` at which an event is raised.
+pub(super) fn low_watermark(total: u64) -> u64 {
+    MAX_LOW_WATERMARK.min(total / 4)
+}
+
+/// What a pool can do, from everything to nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PoolMode {
     /// Everything.
     Write,
     /// All but providing new data blocks.
     OutOfDataSpace,
+    /// Reading, writing where no metadata change is needed, and freeing. The kernel prints it as `ro` and takes no message.
+    OutOfMetadataSpace,
     /// Reading, and writing where no metadata change is needed.
     ReadOnly,
     /// Nothing.
     Fail,
 }
 
+impl PoolMode {
+    /// The mode's name; unlike what the kernel prints it is different for each.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Write => "write",
+            Self::OutOfDataSpace => "out_of_data_space",
+            Self::OutOfMetadataSpace => "out_of_metadata_space",
+            Self::ReadOnly => "read_only",
+            Self::Fail => "fail",
+        }
+    }
+}
+
+/// As the status line has it.
 impl fmt::Display for PoolMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Write => "rw",
             Self::OutOfDataSpace => "out_of_data_space",
-            Self::ReadOnly => "ro",
+            Self::OutOfMetadataSpace | Self::ReadOnly => "ro",
             Self::Fail => "Fail",
+        })
+    }
+}
+
+/// What becomes of discards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiscardMode {
+    /// They are refused.
+    Ignore,
+    /// They unmap blocks.
+    NoPassdown,
+    /// They unmap blocks and give the space back of those that nothing shares.
+    Passdown,
+}
+
+impl fmt::Display for DiscardMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ignore => "ignore_discard",
+            Self::NoPassdown => "no_discard_passdown",
+            Self::Passdown => "discard_passdown",
         })
     }
 }
@@ -50,6 +93,10 @@ pub struct PoolStatus {
     pub held_root: Option<MetadataBlock>,
     /// What the pool can do.
     pub mode: PoolMode,
+    /// What becomes of discards. Not passed down either when the data device cannot discard.
+    pub discard: DiscardMode,
+    /// A write without a free data block fails now: the table says so, or others have waited too long.
+    pub error_if_no_space: bool,
     /// The metadata need a check.
     pub needs_check: bool,
 }
@@ -58,7 +105,7 @@ impl PoolStatus {
     /// Free metadata blocks at which the kernel would raise an event.
     #[must_use]
     pub fn metadata_low_watermark(&self) -> u64 {
-        MAX_LOW_WATERMARK.min(self.metadata_total / 4)
+        low_watermark(self.metadata_total)
     }
 }
 
@@ -74,8 +121,8 @@ impl fmt::Display for PoolStatus {
             None => f.write_str("- ")?,
         }
         let needs_check = if self.needs_check { "needs_check" } else { "-" };
-        // Freed blocks are always passed down, and a write that finds no space fails at once.
-        write!(f, "{} discard_passdown error_if_no_space {needs_check} ", self.mode)?;
+        let no_space = if self.error_if_no_space { "error_if_no_space" } else { "queue_if_no_space" };
+        write!(f, "{} {} {no_space} {needs_check} ", self.mode, self.discard)?;
         write!(f, "{} ", self.metadata_low_watermark())
     }
 }
@@ -94,12 +141,14 @@ impl Pool {
             data_used: metadata.data().nr_allocated(),
             data_total: metadata.data().nr_blocks(),
             held_root: superblock.held_root,
-            mode: match state.health {
-                Health::Failed => PoolMode::Fail,
-                Health::ReadOnly => PoolMode::ReadOnly,
-                Health::Writable if state.out_of_data => PoolMode::OutOfDataSpace,
-                Health::Writable => PoolMode::Write,
+            mode: state.mode,
+            discard: match state.table.features {
+                features if features.ignore_discard => DiscardMode::Ignore,
+                features if features.no_discard_passdown => DiscardMode::NoPassdown,
+                _ if !self.data_device.can_discard() => DiscardMode::NoPassdown,
+                _ => DiscardMode::Passdown,
             },
+            error_if_no_space: state.errors_if_no_space(),
             needs_check: superblock.needs_check,
         }
     }

@@ -10,7 +10,10 @@ mod history;
 mod kernel_images;
 mod million;
 mod model;
+mod origin;
 mod scenarios;
+mod target;
+mod waiting;
 
 use std::io::Write;
 use std::process::Command;

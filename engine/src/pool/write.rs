@@ -1,10 +1,12 @@
 //! Writing: in place where a device alone has a block, else to a new block.
 
+use std::ops::Range;
+
 use crate::format::{DataBlock, DeviceId, DeviceInfo, MappedBlock};
 
-use super::io::Piece;
+use super::io::{Piece, Target};
 use super::traffic::Purpose;
-use super::{Pool, PoolError, Result, State};
+use super::{Pool, PoolError, PoolMode, Result, State};
 
 /// Bytes zeroed or copied at a time.
 const FILL_BYTES: u64 = 1 << 20;
@@ -22,30 +24,68 @@ struct Step {
 /// Where the part of a new block comes from that is not written.
 #[derive(Clone, Copy, Debug)]
 enum Origin {
-    Zeroes,
+    /// Nothing was mapped: the external origin and zeroes.
+    Unmapped,
     Copy(DataBlock),
 }
 
 impl Pool {
     /// Writes to a thin device. Blocks are provided as needed; a block that a snapshot shares is written to a new place. The
-    /// write is durable after the next commit.
+    /// write is durable after the next commit. Without a free data block it waits for one, unless the table says otherwise.
     ///
     /// # Errors
     /// [`PoolError::NoSpaceData`], [`PoolError::NoSpaceMetadata`], [`PoolError::NoSuchDevice`],
     /// [`PoolError::ReadOnlyMode`], [`PoolError::OutOfRange`], failures of the devices. A failed write may have
     /// written some of its blocks.
     pub fn write(&self, id: DeviceId, offset: u64, buf: &[u8]) -> Result<()> {
+        self.write_target(Target { id, origin: None }, offset, buf)
+    }
+
+    pub(super) fn write_target(&self, target: Target<'_>, offset: u64, buf: &[u8]) -> Result<()> {
         let (mut at, mut rest) = (offset, buf);
         while !rest.is_empty() {
             let (batch, tail) = rest.split_at(self.batch_length(at, rest.len()));
-            self.write_batch(id, at, batch)?;
-            rest = tail;
-            at += batch.len() as u64;
+            let seen = self.events.count();
+            match self.write_batch(target, at, batch) {
+                // Others may go on meanwhile, with the same blocks too.
+                Err(error @ PoolError::NoSpaceData { .. }) => self.wait_for_space(seen, error)?,
+                done => {
+                    done?;
+                    rest = tail;
+                    at += batch.len() as u64;
+                }
+            }
         }
         Ok(())
     }
 
-    fn write_batch(&self, id: DeviceId, offset: u64, buf: &[u8]) -> Result<()> {
+    /// Waits until there may be a free data block, when the pool queues writes; else fails with `error`.
+    fn wait_for_space(&self, seen: u64, error: PoolError) -> Result<()> {
+        let deadline = {
+            let state = self.state.read();
+            if state.errors_if_no_space() {
+                return Err(error);
+            }
+            match state.mode {
+                PoolMode::OutOfDataSpace => state.no_space_deadline(),
+                // It has changed since.
+                _ => return Ok(()),
+            }
+        };
+        // An event between the failure and here is not missed: `seen` is from before.
+        let mut seen = seen;
+        while self.state.read().mode == PoolMode::OutOfDataSpace {
+            seen = self.events.wait(seen, deadline);
+            if self.state.read().errors_if_no_space() {
+                tracing::warn!("writes waited too long for a free data block");
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn write_batch(&self, target: Target<'_>, offset: u64, buf: &[u8]) -> Result<()> {
+        let id = target.id;
         let (first, last) = self.blocks_of(offset, buf.len())?;
         let blocks = first.0..=last.0;
         // Most writes are either all in place or all to new blocks: a look without claim tells which claim to make.
@@ -57,17 +97,17 @@ impl Pool {
                 let steps = self.pieces(offset, buf.len()).zip(mappings).filter_map(|(piece, mapped)| {
                     Some(Step { piece, target: mapped?.data_block, new: None })
                 });
-                return self.transfer(&steps.collect::<Vec<_>>(), buf);
+                return self.transfer(target, &steps.collect::<Vec<_>>(), buf);
             }
         }
         let passage = self.traffic.enter(id, blocks, Purpose::Exclusive);
         let (device, mappings) = self.look_up(id, first, last)?;
         let pieces: Vec<_> = self.pieces(offset, buf.len()).zip(mappings).collect();
         let steps = self.plan(&device, &pieces)?;
-        let written = self.transfer(&steps, buf).and_then(|()| self.map_new(id, &steps));
-        self.release_new(&steps);
+        let written = self.transfer(target, &steps, buf);
+        let mapped = self.map_new(id, &steps, written);
         drop(passage);
-        written?;
+        mapped?;
         self.commit_large()
     }
 
@@ -80,7 +120,7 @@ impl Pool {
             if let Some(mapped) = kept(mapped) {
                 return Some(Step { piece: *piece, target: mapped.data_block, new: None });
             }
-            let origin = mapped.map_or(Origin::Zeroes, |mapped| Origin::Copy(mapped.data_block));
+            let origin = mapped.map_or(Origin::Unmapped, |mapped| Origin::Copy(mapped.data_block));
             Some(Step { piece: *piece, target: new.next()?, new: Some(origin) })
         });
         Ok(steps.collect())
@@ -92,21 +132,23 @@ impl Pool {
             return Ok(Vec::new());
         }
         for _ in 0..2 {
-            let found = self.state.write().find_free(count);
+            let found = self.changing().find_free(count);
             match found {
                 // What the open transaction freed can be used after it, and what a commit is discarding after that.
                 Err(PoolError::NoSpaceData { .. } | PoolError::NoSpaceMetadata { .. }) => self.commit()?,
                 other => return other,
             }
         }
-        let mut state = self.state.write();
+        let mut state = self.changing();
         let found = state.find_free(count);
-        state.out_of_data |= matches!(found, Err(PoolError::NoSpaceData { .. }));
+        if matches!(found, Err(PoolError::NoSpaceData { .. })) && state.mode == PoolMode::Write {
+            state.set_mode(PoolMode::OutOfDataSpace);
+        }
         found
     }
 
     /// Writes the data: new blocks as wholes, neighbouring targets together.
-    fn transfer(&self, steps: &[Step], buf: &[u8]) -> Result<()> {
+    fn transfer(&self, target: Target<'_>, steps: &[Step], buf: &[u8]) -> Result<()> {
         let bytes = self.block_size.bytes();
         let mut rest = buf;
         let mut run: (u64, usize) = (0, 0);
@@ -114,8 +156,8 @@ impl Pool {
             let Piece { within, length, .. } = step.piece;
             let place = step.target.0 * bytes + within;
             if let Some(origin) = step.new {
-                self.fill(origin, step.target, 0, within)?;
-                self.fill(origin, step.target, within + length as u64, bytes)?;
+                self.fill(target, step, origin, 0..within)?;
+                self.fill(target, step, origin, within + length as u64..bytes)?;
             }
             if run.1 > 0 && run.0 + run.1 as u64 != place {
                 let (data, tail) = rest.split_at(run.1.min(rest.len()));
@@ -131,42 +173,49 @@ impl Pool {
         self.write_data(run.0, rest)
     }
 
-    /// Fills bytes `begin..end` of a new block that are not written.
-    fn fill(&self, origin: Origin, target: DataBlock, begin: u64, end: u64) -> Result<()> {
+    /// Fills bytes of a new block that are not written.
+    fn fill(&self, target: Target<'_>, step: &Step, origin: Origin, range: Range<u64>) -> Result<()> {
         let bytes = self.block_size.bytes();
-        let mut at = begin;
-        while at < end {
-            let length = FILL_BYTES.min(end - at);
+        let zeroing = !self.table().features.skip_block_zeroing;
+        let mut at = range.start;
+        while at < range.end {
+            let length = FILL_BYTES.min(range.end - at);
             let mut piece = vec![0; usize::try_from(length).unwrap_or(0)];
-            if let Origin::Copy(source) = origin {
-                self.read_data(source.0 * bytes + at, &mut piece)?;
-            }
-            self.write_data(target.0 * bytes + at, &piece)?;
+            let filled = match origin {
+                Origin::Copy(source) => {
+                    self.read_data(source.0 * bytes + at, &mut piece)?;
+                    piece.len()
+                }
+                // Nothing to read and nothing to zero: the rest as well.
+                Origin::Unmapped if target.origin.is_none() && !zeroing => return Ok(()),
+                Origin::Unmapped => {
+                    let present = target.read_origin(step.piece.block.0 * bytes + at, &mut piece)?;
+                    if zeroing { piece.len() } else { present }
+                }
+            };
+            self.write_data(step.target.0 * bytes + at, piece.get(..filled).unwrap_or_default())?;
             at += length;
         }
         Ok(())
     }
 
-    /// Maps the new blocks, which hold their data by now.
-    fn map_new(&self, id: DeviceId, steps: &[Step]) -> Result<()> {
-        let mut state = self.state.write();
-        state.check_writable()?;
-        state.check_present(id)?;
-        state.guarded(|metadata| {
-            let new = steps.iter().filter(|step| step.new.is_some());
-            new.into_iter().try_for_each(|step| metadata.insert_mapping(id, step.piece.block, step.target))
-        })
-    }
-
-    /// Lets go of the new blocks: by now they are mapped and counted, or free again.
-    fn release_new(&self, steps: &[Step]) {
-        if steps.iter().all(|step| step.new.is_none()) {
-            return;
+    /// Maps the new blocks, when they hold their data, and lets go of them: by then they are counted, or free again.
+    fn map_new(&self, id: DeviceId, steps: &[Step], written: Result<()>) -> Result<()> {
+        let new = || steps.iter().filter(|step| step.new.is_some());
+        if new().next().is_none() {
+            return written;
         }
-        let mut state = self.state.write();
+        let mut state = self.changing();
+        let mapped = written.and_then(|()| {
+            state.check_writable()?;
+            state.check_present(id)?;
+            state.guarded(|metadata| {
+                new().try_for_each(|step| metadata.insert_mapping(id, step.piece.block, step.target))
+            })
+        });
         let (_, data) = state.metadata.data_mut();
-        let new = steps.iter().filter(|step| step.new.is_some());
-        new.for_each(|step| data.release(step.target.0, step.target.0 + 1));
+        new().for_each(|step| data.release(step.target.0, step.target.0 + 1));
+        mapped
     }
 }
 
@@ -174,6 +223,7 @@ impl State {
     fn find_free(&mut self, count: usize) -> Result<Vec<DataBlock>> {
         self.check_writable()?;
         self.check_room()?;
+        self.check_low_water();
         let (store, data) = self.metadata.data_mut();
         let mut found = Vec::with_capacity(count);
         let error = loop {

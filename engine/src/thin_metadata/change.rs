@@ -55,8 +55,8 @@ impl ThinMetadata {
         Ok(())
     }
 
-    /// Removes a device and gives up all its mappings.
-    pub(crate) fn delete(&mut self, id: DeviceId) -> Result<()> {
+    /// Removes a device and gives up all its mappings; the data blocks that nothing maps any more.
+    pub(crate) fn delete(&mut self, id: DeviceId) -> Result<RangeSet> {
         self.changed = true;
         let root = self.open_device(id)?.root;
         self.devices.remove(&id);
@@ -68,7 +68,23 @@ impl ThinMetadata {
         // Removing the entry unshares its leaf first, so that the root's count is right when the tree is deleted.
         superblock.mapping_root =
             btree::remove::<MetadataBlock, _>(store, roots, superblock.mapping_root, id.key())?.0;
-        delete_tree(store, data, root)
+        data.watch_freed();
+        delete_tree(store, data, root)?;
+        Ok(data.take_freed())
+    }
+
+    /// Gives up mappings of a device that is to be deleted: up to `max` leaves of those parts of its tree that it shares
+    /// with nobody. How many mappings, none at the end; and the data blocks that nothing maps any more.
+    pub(crate) fn shed_leaves(&mut self, id: DeviceId, max: usize) -> Result<(u64, RangeSet)> {
+        let mut device = self.open_for_mapping(id)?;
+        let Self { store, data, .. } = self;
+        data.watch_freed();
+        let (root, removed) = btree::shed_leaves::<MappedBlock, _>(store, data, device.root, max)?;
+        let freed = data.take_freed();
+        device.root = root;
+        device.details.mapped_blocks = device.details.mapped_blocks.saturating_sub(removed);
+        self.set_device(id, device);
+        Ok((removed, freed))
     }
 
     pub(crate) fn set_transaction_id(&mut self, id: u64) {
@@ -131,32 +147,39 @@ impl ThinMetadata {
         Ok(())
     }
 
-    /// Removes the mappings in `first..=last`; the data blocks that nothing maps any more.
+    /// Removes the mappings in `first..=last`, about `max` of them: where to go on, and the data blocks that nothing maps any
+    /// more.
     pub(crate) fn remove_mappings(
         &mut self,
         id: DeviceId,
         first: VirtualBlock,
         last: VirtualBlock,
-    ) -> Result<RangeSet> {
+        max: u64,
+    ) -> Result<(Option<VirtualBlock>, RangeSet)> {
         let mut device = self.open_for_mapping(id)?;
         let Self { store, data, .. } = self;
         data.watch_freed();
         let mut begin = first.0;
-        loop {
+        let mut count = 0;
+        let next = loop {
             let (root, removed) =
                 btree::remove_run::<MappedBlock, _>(store, data, device.root, begin, last.0)?;
             device.root = root;
-            let Some((highest, _)) = removed.last().copied() else { break };
+            let Some((highest, _)) = removed.last().copied() else { break None };
             for (_, mapped) in &removed {
                 data.dec(store, mapped.data_block)?;
             }
             device.details.mapped_blocks = device.details.mapped_blocks.saturating_sub(removed.len() as u64);
-            let Some(next) = highest.checked_add(1) else { break };
+            let Some(next) = highest.checked_add(1).filter(|next| *next <= last.0) else { break None };
+            count += removed.len() as u64;
+            if count >= max {
+                break Some(VirtualBlock(next));
+            }
             begin = next;
-        }
+        };
         let freed = data.take_freed();
         self.set_device(id, device);
-        Ok(freed)
+        Ok((next, freed))
     }
 
     /// Holds the trees as they are at this moment; the caller commits before and after.
@@ -177,15 +200,17 @@ impl ThinMetadata {
         Ok(())
     }
 
-    /// Gives up the held trees.
-    pub(crate) fn release_snapshot(&mut self, held: MetadataBlock) -> Result<()> {
+    /// Gives up the held trees; the data blocks that nothing maps any more.
+    pub(crate) fn release_snapshot(&mut self, held: MetadataBlock) -> Result<RangeSet> {
         let copy = Superblock::read(self.device.as_ref(), held)?;
         self.changed = true;
         self.superblock.held_root = None;
         let Self { store, data, .. } = self;
+        data.watch_freed();
         delete_tree(store, &mut MappingRoots(data), copy.mapping_root)?;
         delete_tree::<DeviceDetails, _>(store, &mut Plain, copy.details_root)?;
-        store.dec(held)
+        store.dec(held)?;
+        Ok(data.take_freed())
     }
 
     /// Covers more data blocks.

@@ -90,12 +90,12 @@ fn remove_from_leaf<V: NodeValue, R: References<V>>(
 }
 
 /// The least number of entries of a node that is not a root.
-fn least(node: &Node) -> usize {
+pub(super) fn least(node: &Node) -> usize {
     node.capacity() / 3
 }
 
 /// Replaces a root with a single child by that child's contents. The root keeps its block.
-fn absorb_child<V: NodeValue, R: References<V>>(
+pub(super) fn absorb_child<V: NodeValue, R: References<V>>(
     store: &mut MetadataStore,
     references: &mut R,
     root: MetadataBlock,
@@ -110,7 +110,7 @@ fn absorb_child<V: NodeValue, R: References<V>>(
 }
 
 /// Gives the child at `entry`, which has the least number of entries, more of them: from a sibling, or by merging the two.
-fn fill<V: NodeValue, R: References<V>>(
+pub(super) fn fill<V: NodeValue, R: References<V>>(
     store: &mut MetadataStore,
     references: &mut R,
     parent: MetadataBlock,

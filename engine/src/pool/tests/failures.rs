@@ -77,6 +77,7 @@ fn run_into_fault(recorder: &mut Recorder, steps: usize, rng: &mut StdRng) -> Ou
             PoolMode::Write | PoolMode::OutOfDataSpace => {}
             PoolMode::ReadOnly => return Outcome::ReadOnly,
             PoolMode::Fail => return Outcome::Failed,
+            PoolMode::OutOfMetadataSpace => {}
         }
         if let Err(error) = done {
             let expected = full || matches!(error, PoolError::Io { .. } | PoolError::Metadata(_));

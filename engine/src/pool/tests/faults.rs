@@ -83,7 +83,7 @@ fn metadata_that_are_full_refuse_new_blocks_but_not_deletion() {
         }
     }
     assert!(matches!(refused, Some(PoolError::NoSpaceMetadata { .. })), "{refused:?}");
-    assert_eq!(pool.status().mode, PoolMode::Write);
+    assert_eq!(pool.status().mode, PoolMode::OutOfMetadataSpace);
     pool.commit().unwrap();
     check_all(&metadata, true);
     pool.delete(id(0)).unwrap();
