@@ -1,11 +1,14 @@
 //! The pool against `thin_check`, a naive model, and crashes.
 
+mod bad_input;
 mod concurrency;
 mod crash;
 mod failures;
 mod faults;
+mod full;
 mod history;
 mod kernel_images;
+mod million;
 mod model;
 mod origin;
 mod scenarios;

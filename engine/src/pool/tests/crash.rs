@@ -1,11 +1,15 @@
 //! A crash at every write, flush and discard of a workload, on both devices at once, and again during recovery.
 //!
+//! See [`together`] for many threads that share commits.
+//!
 //! `THINBAK_CRASH_WRITES=N` makes the workloads N writes long together (2,000 when it is not set), `THINBAK_SEED=N` repeats
 //! a run:
 //!
 //! ```text
 //! THINBAK_CRASH_WRITES=100000 cargo test --release -p thinbak-engine --lib pool::tests::crash
 //! ```
+
+mod together;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -4,6 +4,7 @@
 //! the power fails as well.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 
 use rand::rngs::StdRng;
@@ -162,7 +163,8 @@ fn each(kind: &'static [IoKind], device: usize, steps: usize) {
         for after in 0.. {
             let all = [Remains::Nothing, Remains::Half, Remains::Everything];
             let remains = all[rng.random_range(0..3)];
-            let fault = Fault { device: Some(device), remains, ..Fault::new(kind, after, count) };
+            let error = if rng.random() { io::ErrorKind::Other } else { io::ErrorKind::StorageFull };
+            let fault = Fault { device: Some(device), error, remains, ..Fault::new(kind, after, count) };
             println!("{fault:?}");
             let (outcome, strikes) = run(&begin, fault, steps, seed);
             if strikes == 0 {
