@@ -9,6 +9,7 @@ mod memory;
 use std::io;
 
 pub use self::fault::{Fate, FaultDevice, FaultLog, IoEvent, crash_image};
+pub(crate) use self::file::AlignedBuffer;
 pub use self::file::{Access, FileDevice};
 pub use self::memory::MemoryDevice;
 

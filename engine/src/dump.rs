@@ -8,9 +8,9 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use crate::{
-    DeviceId, DeviceInfo, VirtualBlock,
+    DeviceId, DeviceInfo,
     format::{Superblock, VERSION},
-    metadata_view::{Mapping, Mappings, MetadataView, ViewError},
+    metadata_view::{MappingRun, MetadataView, ViewError},
 };
 
 /// Why metadata could not be written out as text.
@@ -36,50 +36,14 @@ struct Run {
     time: u32,
 }
 
-/// Joins mappings to runs.
-struct Runs {
-    mappings: Mappings,
-    pending: Option<Run>,
-}
-
-impl Runs {
-    fn add(&mut self, mapping: &Mapping) -> Option<Run> {
-        let (origin, data) = (mapping.virtual_block.0, mapping.data_block.0);
-        if let Some(run) = &mut self.pending
-            && run.time == mapping.time
-            && run.origin_begin.checked_add(run.length) == Some(origin)
-            && run.data_begin.checked_add(run.length) == Some(data)
-        {
-            run.length += 1;
-            return None;
-        }
-        self.pending.replace(Run { origin_begin: origin, data_begin: data, length: 1, time: mapping.time })
-    }
-}
-
-impl Iterator for Runs {
-    type Item = Result<Run, ViewError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            match self.mappings.next() {
-                Some(Ok(mapping)) => {
-                    if let Some(run) = self.add(&mapping) {
-                        return Some(Ok(run));
-                    }
-                }
-                Some(Err(error)) => {
-                    self.pending = None;
-                    return Some(Err(error));
-                }
-                None => return self.pending.take().map(Ok),
-            }
-        }
-    }
-}
-
-fn runs(view: &MetadataView, device: &DeviceInfo) -> Runs {
-    Runs { mappings: view.mappings(device.root, VirtualBlock(0)), pending: None }
+fn runs(view: &MetadataView, device: &DeviceInfo) -> impl Iterator<Item = Result<Run, ViewError>> {
+    let run = |MappingRun { first, length }| Run {
+        origin_begin: first.virtual_block.0,
+        data_begin: first.data_block.0,
+        length,
+        time: first.time,
+    };
+    view.mapping_runs(device.root).map(move |next| next.map(run))
 }
 
 fn flags(superblock: &Superblock) -> u32 {
