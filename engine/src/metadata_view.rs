@@ -11,6 +11,7 @@ mod changes;
 mod delta;
 mod error;
 mod leaf;
+mod leaf_cache;
 mod lock_step;
 mod mappings;
 mod read_ahead;
@@ -29,6 +30,7 @@ pub use self::{
     changes::{Change, ChangeKind, Changes},
     delta::{Delta, DeltaKind, DeltaRun, Differences},
     error::ViewError,
+    leaf_cache::LeafCache,
     mappings::{Mapping, MappingRun, MappingRuns, Mappings},
 };
 
@@ -131,10 +133,13 @@ impl MetadataView {
         Mappings::new(LockStep::new(Arc::clone(&self.reader), None, Some(root), false, from.0))
     }
 
-    /// All mappings of a tree, in runs. Damage met on the way is the iterator's last item.
+    /// All mappings of a tree, in runs. Leaves that `cache` has are not read, and those that are read go into it where
+    /// there is room. Damage met on the way is the iterator's last item.
     #[must_use]
-    pub fn mapping_runs(&self, root: MetadataBlock) -> MappingRuns {
-        MappingRuns::new(LockStep::new(Arc::clone(&self.reader), None, Some(root), false, 0))
+    pub fn mapping_runs(&self, root: MetadataBlock, cache: &LeafCache) -> MappingRuns {
+        cache.begin_walk();
+        let walk = LockStep::new(Arc::clone(&self.reader), None, Some(root), false, 0);
+        MappingRuns::new(walk.with_cache(cache.clone()))
     }
 
     /// What changed from the old tree to the new one; without an old one, all that the new one maps. Nodes that

@@ -12,12 +12,17 @@
 //! - a level is read only while the other side has nothing pending, at that level or above, that begins lower
 //!   (so neither side runs ahead, and memory is bounded by height x batch x fan-out, whatever the trees' size).
 
-use std::{cmp::Ordering, collections::VecDeque, sync::Arc};
+use std::{
+    cmp::Ordering,
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
 
 use super::{
     blocks::BlockReader,
     error::ViewError,
     leaf::{Leaves, MapRun},
+    leaf_cache::LeafCache,
     read_ahead::{Batch, Decoded, Nodes, Scratch},
 };
 use crate::{DataBlock, MetadataBlock, format::Node};
@@ -26,6 +31,8 @@ use crate::{DataBlock, MetadataBlock, format::Node};
 const LEAF_BATCH: usize = 1024;
 /// Internal nodes, or pairs of them, read in one batch: each of them becomes up to 252 pending subtrees.
 const INTERNAL_BATCH: usize = 128;
+/// The same where what is shared is dropped at once, so that they become fewer.
+const SKIPPING_INTERNAL_BATCH: usize = 512;
 
 /// Where the first block of a run of keys lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,6 +158,8 @@ impl Chosen {
 struct Reading {
     chosen: Vec<Chosen>,
     batch: Arc<Batch>,
+    /// What need not be read.
+    cached: HashMap<MetadataBlock, Arc<[u8]>>,
 }
 
 impl Reading {
@@ -210,6 +219,7 @@ pub(super) struct LockStep {
     /// The leaves after those that the sides have.
     ahead: Option<Reading>,
     scratch: Scratch,
+    cache: Option<LeafCache>,
     skip_shared: bool,
     from: u64,
 }
@@ -225,8 +235,22 @@ impl LockStep {
         from: u64,
     ) -> Self {
         let unread = Some((old_root, new_root)).filter(|_| !(skip_shared && old_root == new_root));
-        let (old, new) = (Side::default(), Side::default());
-        Self { reader, unread, old, new, ahead: None, scratch: Scratch::default(), skip_shared, from }
+        Self {
+            reader,
+            unread,
+            old: Side::default(),
+            new: Side::default(),
+            ahead: None,
+            scratch: Scratch::default(),
+            cache: None,
+            skip_shared,
+            from,
+        }
+    }
+
+    /// Takes leaves from a cache, and puts them there.
+    pub(super) fn with_cache(self, cache: LeafCache) -> Self {
+        Self { cache: Some(cache), ..self }
     }
 
     /// The next keys, ascending.
@@ -301,7 +325,11 @@ impl LockStep {
 
     /// Chooses the next subtrees of `level` and has them read; none where nothing is left to be read.
     fn begin_batch(&mut self, level: usize) -> Result<Option<Reading>, ViewError> {
-        let limit = if level == 0 { LEAF_BATCH } else { INTERNAL_BATCH };
+        let limit = match (level, self.skip_shared) {
+            (0, _) => LEAF_BATCH,
+            (_, false) => INTERNAL_BATCH,
+            (_, true) => SKIPPING_INTERNAL_BATCH,
+        };
         let mut chosen = Vec::new();
         while chosen.len() < limit {
             match self.choose(level)? {
@@ -313,8 +341,23 @@ impl LockStep {
             return Ok(None);
         }
         let blocks = chosen.iter().flat_map(|chosen| [chosen.old(), chosen.new()]).flatten();
-        let batch = self.reader.begin(blocks.map(|subtree| subtree.block).collect())?;
-        Ok(Some(Reading { chosen, batch }))
+        let blocks = blocks.map(|subtree| subtree.block);
+        let mut cached = HashMap::new();
+        let blocks = match self.cache.as_ref().filter(|_| level == 0) {
+            None => blocks.collect(),
+            Some(cache) => {
+                let mut unknown = Vec::with_capacity(chosen.len());
+                for block in blocks {
+                    match cache.get(block) {
+                        Some(leaf) => drop(cached.insert(block, leaf)),
+                        None => unknown.push(block),
+                    }
+                }
+                unknown
+            }
+        };
+        let batch = self.reader.begin(blocks)?;
+        Ok(Some(Reading { chosen, batch, cached }))
     }
 
     /// Waits for subtrees of `level`, and queues what is under them.
@@ -326,8 +369,9 @@ impl LockStep {
                 None => {
                     for (side, subtree) in [(&mut self.old, old), (&mut self.new, new)] {
                         let Some(subtree) = subtree else { continue };
-                        let Decoded::Leaf(packed) = nodes.get(subtree.block)? else {
-                            return Err(subtree.uneven());
+                        let packed = match reading.cached.get(&subtree.block) {
+                            Some(packed) => Arc::clone(packed),
+                            None => leaf(&mut nodes, subtree, self.cache.as_ref())?,
                         };
                         side.leaves.push(*subtree, packed);
                     }
@@ -381,6 +425,15 @@ impl LockStep {
             }
         }
     }
+}
+
+/// A leaf that was read, which goes into the cache.
+fn leaf(nodes: &mut Nodes, subtree: &Subtree, cache: Option<&LeafCache>) -> Result<Arc<[u8]>, ViewError> {
+    let Decoded::Leaf(packed) = nodes.get(subtree.block)? else { return Err(subtree.uneven()) };
+    if let Some(cache) = cache {
+        cache.insert(subtree.block, &packed);
+    }
+    Ok(packed)
 }
 
 /// The subtrees under an internal node that was read; none under no node.
