@@ -11,6 +11,7 @@ use std::io;
 
 pub use self::crash::{CrashReplay, Fate, crash_image};
 pub use self::fault::{Fault, FaultDevice, FaultLog, IoEvent, IoKind, Remains};
+pub(crate) use self::file::AlignedBuffer;
 pub use self::file::{Access, FileDevice};
 pub use self::memory::MemoryDevice;
 

@@ -1,14 +1,24 @@
 //! The difference of two thin devices as text: the XML of `thin_delta`, and JSON with the same content.
 
-use std::io::{self, Write};
-
-use serde::Serialize;
+use std::io::Write;
 
 use crate::{
     DeviceId, MetadataBlock,
-    dump::{TextError, separator},
-    metadata_view::{Delta, DeltaKind, DeltaRun, MetadataView, ViewError},
+    dump::TextError,
+    format::Superblock,
+    metadata_view::{DeltaKind, DeltaRun, MetadataView, ViewError},
+    text::TextWriter,
 };
+
+/// What is told of the difference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DeltaOptions {
+    /// Also where the data blocks lie; a run then ends where they do not ascend, as with `thin_delta --verbose`.
+    pub data_blocks: bool,
+    /// Leave out what is the same. Then nodes that both devices share are not even read: all that is written is what
+    /// the whole difference has too, but in time that depends on what differs rather than on what is mapped.
+    pub changes_only: bool,
+}
 
 impl DeltaKind {
     /// The word that `thin_delta` uses.
@@ -21,28 +31,64 @@ impl DeltaKind {
             Self::RightOnly { .. } => "right_only",
         }
     }
+
+    /// Names and first data blocks of the sides that map the run.
+    fn data_begins(self) -> impl Iterator<Item = (&'static str, u64)> {
+        let (one, other) = match self {
+            Self::Same { data_begin } | Self::LeftOnly { data_begin } | Self::RightOnly { data_begin } => {
+                (("data_begin", data_begin.0), None)
+            }
+            Self::Different { left_data_begin, right_data_begin } => {
+                (("left_data_begin", left_data_begin.0), Some(("right_data_begin", right_data_begin.0)))
+            }
+        };
+        std::iter::once(one).chain(other)
+    }
 }
 
 fn root(view: &MetadataView, device: DeviceId) -> Result<MetadataBlock, TextError> {
     Ok(view.device(device)?.ok_or(TextError::NoSuchDevice(device))?.root)
 }
 
-fn runs(view: &MetadataView, left: DeviceId, right: DeviceId) -> Result<Delta, TextError> {
-    Ok(view.delta(root(view, left)?, root(view, right)?))
+/// The runs of two devices, as the options want them.
+type Runs = Box<dyn Iterator<Item = Result<DeltaRun, ViewError>>>;
+
+fn runs(
+    view: &MetadataView,
+    left: DeviceId,
+    right: DeviceId,
+    options: DeltaOptions,
+) -> Result<Runs, TextError> {
+    let (left, right) = (root(view, left)?, root(view, right)?);
+    let runs: Runs = if options.changes_only {
+        Box::new(view.differences(left, right))
+    } else {
+        Box::new(view.delta(left, right))
+    };
+    Ok(if options.data_blocks { runs } else { Box::new(Classes { runs, pending: None }) })
+}
+
+fn superblock_fields(superblock: &Superblock) -> [(&'static str, u64); 4] {
+    [
+        ("time", superblock.time.into()),
+        ("transaction", superblock.transaction_id),
+        ("data_block_size", superblock.block_size.sectors().into()),
+        ("nr_data_blocks", superblock.data_space_map.nr_blocks),
+    ]
 }
 
 /// Joins neighbouring runs of the same class, wherever their data blocks lie.
-struct Classes {
-    delta: Delta,
+struct Classes<R> {
+    runs: R,
     pending: Option<DeltaRun>,
 }
 
-impl Iterator for Classes {
+impl<R: Iterator<Item = Result<DeltaRun, ViewError>>> Iterator for Classes<R> {
     type Item = Result<DeltaRun, ViewError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            let run = match self.delta.next() {
+            let run = match self.runs.next() {
                 Some(Ok(run)) => run,
                 Some(Err(error)) => {
                     self.pending = None;
@@ -67,7 +113,7 @@ impl Iterator for Classes {
     }
 }
 
-/// Writes what `thin_delta` (0.9) prints for two devices of one pool; with `verbose` also the data blocks.
+/// Writes what `thin_delta` (0.9) prints for two devices of one pool.
 ///
 /// # Errors
 /// When the metadata is damaged or cannot be read, when a device does not exist (then nothing is written),
@@ -76,105 +122,51 @@ pub fn delta_xml(
     view: &MetadataView,
     left: DeviceId,
     right: DeviceId,
-    verbose: bool,
+    options: DeltaOptions,
     out: &mut dyn Write,
 ) -> Result<(), TextError> {
-    let delta = runs(view, left, right)?;
-    let superblock = view.superblock();
-    write!(
-        out,
-        r#"<superblock uuid="" time="{}" transaction="{}" data_block_size="{}" nr_data_blocks="{}""#,
-        superblock.time,
-        superblock.transaction_id,
-        superblock.block_size.sectors(),
-        superblock.data_space_map.nr_blocks,
-    )?;
-    if let Some(held) = superblock.held_root {
-        write!(out, r#" metadata_snap="{}""#, held.0)?;
+    let runs = runs(view, left, right, options)?;
+    let mut out = TextWriter::new(out);
+    out.text(r#"<superblock uuid="""#).xml_attributes(&superblock_fields(view.superblock()));
+    if let Some(held) = view.superblock().held_root {
+        out.xml_attributes(&[("metadata_snap", held.0)]);
     }
-    writeln!(out, ">")?;
-    writeln!(out, r#"  <diff left="{}" right="{}">"#, left.get(), right.get())?;
-    if verbose {
-        xml_ranges(delta, out)?;
+    out.text(">\n  <diff").xml_attributes(&[("left", left.key()), ("right", right.key())]).text(">\n");
+    if options.data_blocks {
+        xml_ranges(runs, &mut out)?;
     } else {
-        for run in (Classes { delta, pending: None }) {
+        for run in runs {
             let run = run?;
-            let (name, begin, length) = (run.kind.name(), run.begin.0, run.length);
-            writeln!(out, r#"    <{name} begin="{begin}" length="{length}"/>"#)?;
+            out.text("    <").text(run.kind.name()).text(r#" begin=""#).number(run.begin.0);
+            out.text(r#"" length=""#).number(run.length).text("\"/>\n").pause()?;
         }
     }
-    writeln!(out, "  </diff>")?;
-    writeln!(out, "</superblock>")?;
-    Ok(())
+    Ok(out.text("  </diff>\n</superblock>\n").end()?)
 }
 
-fn xml_ranges(delta: Delta, out: &mut dyn Write) -> Result<(), TextError> {
+/// Neighbours of one class are in one element, whatever lies between them.
+fn xml_ranges(runs: Runs, out: &mut TextWriter<'_>) -> Result<(), TextError> {
     let mut open: Option<&'static str> = None;
-    for run in delta {
+    for run in runs {
         let run = run?;
         let name = run.kind.name();
         if open != Some(name) {
             if let Some(open) = open {
-                writeln!(out, "    </{open}>")?;
+                out.text("    </").text(open).text(">\n");
             }
-            writeln!(out, "    <{name}>")?;
+            out.text("    <").text(name).text(">\n");
             open = Some(name);
         }
-        write!(out, r#"      <range begin="{}" "#, run.begin.0)?;
-        match run.kind {
-            DeltaKind::Same { data_begin }
-            | DeltaKind::LeftOnly { data_begin }
-            | DeltaKind::RightOnly { data_begin } => write!(out, r#"data_begin="{}""#, data_begin.0)?,
-            DeltaKind::Different { left_data_begin, right_data_begin } => write!(
-                out,
-                r#"left_data_begin="{}" right_data_begin="{}""#,
-                left_data_begin.0, right_data_begin.0
-            )?,
+        out.text(r#"      <range begin=""#).number(run.begin.0).text("\"");
+        for (side, begin) in run.kind.data_begins() {
+            out.text(" ").text(side).text("=\"").number(begin).text("\"");
         }
-        writeln!(out, r#" length="{}"/>"#, run.length)?;
+        out.text(r#" length=""#).number(run.length).text("\"/>\n").pause()?;
     }
     if let Some(open) = open {
-        writeln!(out, "    </{open}>")?;
+        out.text("    </").text(open).text(">\n");
     }
     Ok(())
-}
-
-#[derive(Serialize)]
-struct JsonRun {
-    kind: &'static str,
-    begin: u64,
-    length: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    data_begin: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    left_data_begin: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    right_data_begin: Option<u64>,
-}
-
-impl JsonRun {
-    fn new(run: &DeltaRun, verbose: bool) -> Self {
-        let mut json = Self {
-            kind: run.kind.name(),
-            begin: run.begin.0,
-            length: run.length,
-            data_begin: None,
-            left_data_begin: None,
-            right_data_begin: None,
-        };
-        if verbose {
-            match run.kind {
-                DeltaKind::Same { data_begin }
-                | DeltaKind::LeftOnly { data_begin }
-                | DeltaKind::RightOnly { data_begin } => json.data_begin = Some(data_begin.0),
-                DeltaKind::Different { left_data_begin, right_data_begin } => {
-                    json.left_data_begin = Some(left_data_begin.0);
-                    json.right_data_begin = Some(right_data_begin.0);
-                }
-            }
-        }
-        json
-    }
 }
 
 /// Writes the content of [`delta_xml`] as one JSON document:
@@ -186,38 +178,26 @@ pub fn delta_json(
     view: &MetadataView,
     left: DeviceId,
     right: DeviceId,
-    verbose: bool,
+    options: DeltaOptions,
     out: &mut dyn Write,
 ) -> Result<(), TextError> {
-    let delta = runs(view, left, right)?;
-    let superblock = view.superblock();
-    write!(
-        out,
-        r#"{{"superblock":{{"uuid":"","time":{},"transaction":{},"data_block_size":{},"nr_data_blocks":{},"metadata_snap":"#,
-        superblock.time,
-        superblock.transaction_id,
-        superblock.block_size.sectors(),
-        superblock.data_space_map.nr_blocks,
-    )?;
-    serde_json::to_writer(&mut *out, &superblock.held_root.map(|held| held.0)).map_err(io::Error::from)?;
-    write!(out, r#"}},"left":{},"right":{},"runs":["#, left.get(), right.get())?;
-    if verbose {
-        json_runs(delta, verbose, out)?;
-    } else {
-        json_runs(Classes { delta, pending: None }, verbose, out)?;
-    }
-    writeln!(out, "]}}")?;
-    Ok(())
-}
-
-fn json_runs(
-    runs: impl Iterator<Item = Result<DeltaRun, ViewError>>,
-    verbose: bool,
-    out: &mut dyn Write,
-) -> Result<(), TextError> {
+    let runs = runs(view, left, right, options)?;
+    let mut out = TextWriter::new(out);
+    out.text(r#"{"superblock":{"uuid":"","#).json_members(&superblock_fields(view.superblock()));
+    out.text(r#","metadata_snap":"#);
+    match view.superblock().held_root {
+        Some(held) => out.number(held.0),
+        None => out.text("null"),
+    };
+    out.text("},").json_members(&[("left", left.key()), ("right", right.key())]).text(r#","runs":["#);
     for (index, run) in runs.enumerate() {
-        write!(out, "{}", separator(index))?;
-        serde_json::to_writer(&mut *out, &JsonRun::new(&run?, verbose)).map_err(io::Error::from)?;
+        let run = run?;
+        out.separator(index).text(r#"{"kind":""#).text(run.kind.name()).text(r#"","#);
+        out.json_members(&[("begin", run.begin.0), ("length", run.length)]);
+        for (side, begin) in run.kind.data_begins().filter(|_| options.data_blocks) {
+            out.text(",\"").text(side).text("\":").number(begin);
+        }
+        out.text("}").pause()?;
     }
-    Ok(())
+    Ok(out.text("]}\n").end()?)
 }

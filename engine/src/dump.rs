@@ -5,12 +5,11 @@
 
 use std::io::{self, Write};
 
-use serde::Serialize;
-
 use crate::{
-    DeviceId, DeviceInfo, VirtualBlock,
+    DeviceId, DeviceInfo,
     format::{Superblock, VERSION},
-    metadata_view::{Mapping, Mappings, MetadataView, ViewError},
+    metadata_view::{LeafCache, MappingRun, MetadataView, ViewError},
+    text::TextWriter,
 };
 
 /// Why metadata could not be written out as text.
@@ -27,70 +26,35 @@ pub enum TextError {
     Write(#[from] io::Error),
 }
 
-/// A run of mappings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-struct Run {
-    origin_begin: u64,
-    data_begin: u64,
-    length: u64,
-    time: u32,
-}
-
-/// Joins mappings to runs.
-struct Runs {
-    mappings: Mappings,
-    pending: Option<Run>,
-}
-
-impl Runs {
-    fn add(&mut self, mapping: &Mapping) -> Option<Run> {
-        let (origin, data) = (mapping.virtual_block.0, mapping.data_block.0);
-        if let Some(run) = &mut self.pending
-            && run.time == mapping.time
-            && run.origin_begin.checked_add(run.length) == Some(origin)
-            && run.data_begin.checked_add(run.length) == Some(data)
-        {
-            run.length += 1;
-            return None;
-        }
-        self.pending.replace(Run { origin_begin: origin, data_begin: data, length: 1, time: mapping.time })
-    }
-}
-
-impl Iterator for Runs {
-    type Item = Result<Run, ViewError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            match self.mappings.next() {
-                Some(Ok(mapping)) => {
-                    if let Some(run) = self.add(&mapping) {
-                        return Some(Ok(run));
-                    }
-                }
-                Some(Err(error)) => {
-                    self.pending = None;
-                    return Some(Err(error));
-                }
-                None => return self.pending.take().map(Ok),
-            }
-        }
-    }
-}
-
-fn runs(view: &MetadataView, device: &DeviceInfo) -> Runs {
-    Runs { mappings: view.mappings(device.root, VirtualBlock(0)), pending: None }
-}
-
-fn flags(superblock: &Superblock) -> u32 {
-    superblock.other_flags | u32::from(superblock.needs_check)
-}
-
 fn chosen(view: &MetadataView, device: Option<DeviceId>) -> Result<Vec<DeviceInfo>, TextError> {
     match device {
         None => Ok(view.devices()?),
         Some(id) => Ok(vec![view.device(id)?.ok_or(TextError::NoSuchDevice(id))?]),
     }
+}
+
+/// Names and values of numbers, in the order in which both forms give them.
+type Fields<const N: usize> = [(&'static str, u64); N];
+
+fn superblock_fields(superblock: &Superblock) -> Fields<6> {
+    [
+        ("time", superblock.time.into()),
+        ("transaction", superblock.transaction_id),
+        ("flags", (superblock.other_flags | u32::from(superblock.needs_check)).into()),
+        ("version", VERSION.into()),
+        ("data_block_size", superblock.block_size.sectors().into()),
+        ("nr_data_blocks", superblock.data_space_map.nr_blocks),
+    ]
+}
+
+fn device_fields(device: &DeviceInfo) -> Fields<5> {
+    [
+        ("dev_id", device.id.key()),
+        ("mapped_blocks", device.details.mapped_blocks),
+        ("transaction", device.details.transaction_id),
+        ("creation_time", device.details.creation_time.into()),
+        ("snap_time", device.details.snapshotted_time.into()),
+    ]
 }
 
 /// Writes what `thin_dump` (0.9, format xml) prints: the whole pool, or the one device.
@@ -100,46 +64,26 @@ fn chosen(view: &MetadataView, device: Option<DeviceId>) -> Result<Vec<DeviceInf
 /// when `out` fails.
 pub fn dump_xml(view: &MetadataView, device: Option<DeviceId>, out: &mut dyn Write) -> Result<(), TextError> {
     let devices = chosen(view, device)?;
-    let superblock = view.superblock();
-    writeln!(
-        out,
-        r#"<superblock uuid="" time="{}" transaction="{}" flags="{}" version="{}" data_block_size="{}" nr_data_blocks="{}">"#,
-        superblock.time,
-        superblock.transaction_id,
-        flags(superblock),
-        VERSION,
-        superblock.block_size.sectors(),
-        superblock.data_space_map.nr_blocks,
-    )?;
+    let mut out = TextWriter::new(out);
+    out.text(r#"<superblock uuid="""#).xml_attributes(&superblock_fields(view.superblock())).text(">\n");
+    let cache = LeafCache::default();
     for device in devices {
-        let details = device.details;
-        writeln!(
-            out,
-            r#"  <device dev_id="{}" mapped_blocks="{}" transaction="{}" creation_time="{}" snap_time="{}">"#,
-            device.id.get(),
-            details.mapped_blocks,
-            details.transaction_id,
-            details.creation_time,
-            details.snapshotted_time,
-        )?;
-        for run in runs(view, &device) {
-            let Run { origin_begin, data_begin, length, time } = run?;
+        out.text("  <device").xml_attributes(&device_fields(&device)).text(">\n");
+        for run in view.mapping_runs(device.root, &cache) {
+            let MappingRun { first, length } = run?;
+            let (origin, data) = (first.virtual_block.0, first.data_block.0);
             if length == 1 {
-                writeln!(
-                    out,
-                    r#"    <single_mapping origin_block="{origin_begin}" data_block="{data_begin}" time="{time}"/>"#,
-                )?;
+                out.text(r#"    <single_mapping origin_block=""#).number(origin);
+                out.text(r#"" data_block=""#).number(data);
             } else {
-                writeln!(
-                    out,
-                    r#"    <range_mapping origin_begin="{origin_begin}" data_begin="{data_begin}" length="{length}" time="{time}"/>"#,
-                )?;
+                out.text(r#"    <range_mapping origin_begin=""#).number(origin);
+                out.text(r#"" data_begin=""#).number(data).text(r#"" length=""#).number(length);
             }
+            out.text(r#"" time=""#).number(first.time.into()).text("\"/>\n").pause()?;
         }
-        writeln!(out, "  </device>")?;
+        out.text("  </device>\n");
     }
-    writeln!(out, "</superblock>")?;
-    Ok(())
+    Ok(out.text("</superblock>\n").end()?)
 }
 
 /// Writes the content of [`dump_xml`] as one JSON document:
@@ -153,40 +97,19 @@ pub fn dump_json(
     out: &mut dyn Write,
 ) -> Result<(), TextError> {
     let devices = chosen(view, device)?;
-    let superblock = view.superblock();
-    write!(
-        out,
-        r#"{{"superblock":{{"uuid":"","time":{},"transaction":{},"flags":{},"version":{},"data_block_size":{},"nr_data_blocks":{}}},"devices":["#,
-        superblock.time,
-        superblock.transaction_id,
-        flags(superblock),
-        VERSION,
-        superblock.block_size.sectors(),
-        superblock.data_space_map.nr_blocks,
-    )?;
+    let mut out = TextWriter::new(out);
+    out.text(r#"{"superblock":{"uuid":"","#).json_members(&superblock_fields(view.superblock()));
+    out.text(r#"},"devices":["#);
+    let cache = LeafCache::default();
     for (index, device) in devices.iter().enumerate() {
-        let details = device.details;
-        write!(
-            out,
-            r#"{}{{"dev_id":{},"mapped_blocks":{},"transaction":{},"creation_time":{},"snap_time":{},"mappings":["#,
-            separator(index),
-            device.id.get(),
-            details.mapped_blocks,
-            details.transaction_id,
-            details.creation_time,
-            details.snapshotted_time,
-        )?;
-        for (index, run) in runs(view, device).enumerate() {
-            write!(out, "{}", separator(index))?;
-            serde_json::to_writer(&mut *out, &run?).map_err(io::Error::from)?;
+        out.separator(index).text("{").json_members(&device_fields(device)).text(r#","mappings":["#);
+        for (index, run) in view.mapping_runs(device.root, &cache).enumerate() {
+            let MappingRun { first, length } = run?;
+            out.separator(index).text(r#"{"origin_begin":"#).number(first.virtual_block.0);
+            out.text(r#","data_begin":"#).number(first.data_block.0).text(r#","length":"#).number(length);
+            out.text(r#","time":"#).number(first.time.into()).text("}").pause()?;
         }
-        write!(out, "]}}")?;
+        out.text("]}");
     }
-    writeln!(out, "]}}")?;
-    Ok(())
-}
-
-/// What goes between the elements of a list.
-pub(crate) fn separator(index: usize) -> &'static str {
-    if index == 0 { "" } else { "," }
+    Ok(out.text("]}\n").end()?)
 }

@@ -21,6 +21,7 @@ pub mod metadata_view;
 mod persistent_data;
 mod pool;
 pub mod registry;
+mod text;
 mod thin_metadata;
 
 pub use self::block_device::{

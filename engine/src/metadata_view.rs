@@ -10,8 +10,11 @@ mod blocks;
 mod changes;
 mod delta;
 mod error;
+mod leaf;
+mod leaf_cache;
 mod lock_step;
 mod mappings;
+mod read_ahead;
 mod runs;
 mod tree;
 
@@ -25,9 +28,10 @@ use crate::{
 
 pub use self::{
     changes::{Change, ChangeKind, Changes},
-    delta::{Delta, DeltaKind, DeltaRun},
+    delta::{Delta, DeltaKind, DeltaRun, Differences},
     error::ViewError,
-    mappings::{Mapping, Mappings},
+    leaf_cache::LeafCache,
+    mappings::{Mapping, MappingRun, MappingRuns, Mappings},
 };
 
 /// Which state of the pool a view shows.
@@ -129,11 +133,28 @@ impl MetadataView {
         Mappings::new(LockStep::new(Arc::clone(&self.reader), None, Some(root), false, from.0))
     }
 
+    /// All mappings of a tree, in runs. Leaves that `cache` has are not read, and those that are read go into it where
+    /// there is room. Damage met on the way is the iterator's last item.
+    #[must_use]
+    pub fn mapping_runs(&self, root: MetadataBlock, cache: &LeafCache) -> MappingRuns {
+        cache.begin_walk();
+        let walk = LockStep::new(Arc::clone(&self.reader), None, Some(root), false, 0);
+        MappingRuns::new(walk.with_cache(cache.clone()))
+    }
+
     /// What changed from the old tree to the new one; without an old one, all that the new one maps. Nodes that
     /// both trees share are not read. Damage met on the way is the iterator's last item.
     #[must_use]
     pub fn changes(&self, old_root: Option<MetadataBlock>, new_root: MetadataBlock) -> Changes {
         Changes::new(LockStep::new(Arc::clone(&self.reader), old_root, Some(new_root), true, 0))
+    }
+
+    /// The runs of [`MetadataView::delta`] in which the trees differ. Nodes that both trees share are not read. Damage
+    /// met on the way is the iterator's last item.
+    #[must_use]
+    pub fn differences(&self, left_root: MetadataBlock, right_root: MetadataBlock) -> Differences {
+        let reader = Arc::clone(&self.reader);
+        Differences::new(LockStep::new(reader, Some(left_root), Some(right_root), true, 0))
     }
 
     /// Every run of both trees, those that are the same included. Damage met on the way is the iterator's last item.

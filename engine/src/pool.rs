@@ -205,6 +205,11 @@ impl Pool {
         if table.features.ignore_discard != self.table().features.ignore_discard {
             return Err(PoolError::DiscardsFixed);
         }
+        if self.state.read().lost {
+            // Nothing to commit; as with the kernel the pool stays read-only.
+            self.changing().reload(table);
+            return Ok(());
+        }
         self.alone(|state| {
             state.reload(table);
             Ok(())

@@ -179,7 +179,21 @@ fn qcow2(dir: &Path, provisioned: bool) -> Result<PathBuf> {
     if provisioned {
         let count = (VOLUME_BYTES >> 20).to_string();
         let mut fill = Command::new("qemu-img");
-        fill.args(["bench", "-q", "-w", "-f", "qcow2", "-s", "1M", "-d", "1", "-c", &count, "--pattern", "1"]);
+        fill.args([
+            "bench",
+            "-q",
+            "-w",
+            "-f",
+            "qcow2",
+            "-s",
+            "1M",
+            "-d",
+            "1",
+            "-c",
+            &count,
+            "--pattern",
+            "1",
+        ]);
         run(fill.arg(&image))?;
     }
     Ok(image)

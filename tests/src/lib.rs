@@ -3,12 +3,14 @@
 
 mod content;
 mod limits;
+mod metadata_image;
 mod programs;
 mod scratch;
 mod world;
 
 pub use content::{Mix, changed_copy, write_mix};
 pub use limits::{Limits, measure};
+pub use metadata_image::{Changed, Layout, MetadataImage, Written};
 pub use programs::{Outcome, Program, Running, ServerProcess, json_lines, program, spawn, summary_of};
 pub use scratch::{Scratch, hash_file, seed, thin_check};
 pub use world::{BLOCK, Model, OpenPool, Way, World, metadata_of, number, text};

@@ -83,6 +83,11 @@ pub(super) enum Command {
     /// A pool's metadata, as the XML that thin_dump prints
     Dump(Dump),
     /// The difference of two thin devices, as the XML that thin_delta prints
+    #[command(after_help = "Examples:
+  thinbak delta --from web@monday --to web fast
+  thinbak delta --from 1 --to 2 --changes /dev/vg/pool_tmeta
+
+With --changes the time that it takes depends on how much differs; without, on how much is mapped.")]
     Delta(Delta),
     /// Back up what changed since the last backup
     #[command(after_help = "Examples:
@@ -142,8 +147,9 @@ pub(super) enum Pool {
     },
     /// Check a pool's metadata
     Check {
-        #[arg(value_parser = grammar::pool)]
-        pool: String,
+        /// A pool, or the path (with a /) of a file or device that holds metadata
+        #[arg(value_name = "POOL|METADATA")]
+        source: MetadataArg,
     },
     /// Make a pool's data device larger
     Resize {
@@ -290,6 +296,9 @@ pub(super) struct Delta {
     /// Also the data blocks
     #[arg(long)]
     pub(super) blocks: bool,
+    /// Leave out what is the same, and skip what both share
+    #[arg(long)]
+    pub(super) changes: bool,
     /// A pool, or the path (with a /) of a file or device that holds metadata
     #[arg(value_name = "POOL|METADATA")]
     pub(super) source: MetadataArg,

@@ -70,6 +70,7 @@ pub(super) async fn delta(context: &Context, delta: Delta) -> Result<(), Stop> {
         to: delta.to,
         verbose: delta.blocks,
         format: format(context).into(),
+        changes_only: delta.changes,
     };
     let outcome = match agent.pools().delta(request).await {
         Ok(text) => print(text.into_inner()).await,

@@ -1,24 +1,28 @@
 //! `thinbak pool`.
 
 use thinbak_proto::v1::{
-    CreatePoolRequest, ListPoolsRequest, PoolInfo, PoolMessageRequest, PoolRequest, ResizePoolRequest,
-    pools_client::PoolsClient,
+    CheckPoolRequest, CreatePoolRequest, ListPoolsRequest, PoolInfo, PoolMessageRequest, PoolRequest,
+    ResizePoolRequest, check_pool_request::Source, pools_client::PoolsClient,
 };
 
 use super::{
     Context,
     args::{Pool, PoolCreate},
+    grammar::MetadataArg,
     stop::{DAMAGED, Stop},
 };
 use crate::{
     channel::BoxedChannel,
-    client::connect_agent,
+    client::{agent_in_process, connect_agent},
     output::{Column, human, json},
 };
 
 type Client = PoolsClient<BoxedChannel>;
 
 pub(super) async fn run(context: &Context, command: Pool) -> Result<(), Stop> {
+    if let Pool::Check { source } = command {
+        return check(context, source).await;
+    }
     let agent = connect_agent(&context.settings).await?;
     let outcome = call(context, agent.pools(), command).await;
     agent.close().await;
@@ -37,7 +41,7 @@ async fn call(context: &Context, mut pools: Client, command: Pool) -> Result<(),
             let info = pools.pool_status(PoolRequest { pool }).await?.into_inner();
             show(context, &info)
         }
-        Pool::Check { pool } => check(context, pools, pool).await,
+        Pool::Check { source } => check(context, source).await,
         Pool::Resize { pool, size } => {
             let request = ResizePoolRequest { pool, size_bytes: size };
             let info = pools.resize_pool(request).await?.into_inner();
@@ -143,8 +147,16 @@ fn show(context: &Context, pool: &PoolInfo) -> Result<(), Stop> {
     Ok(())
 }
 
-async fn check(context: &Context, mut pools: Client, pool: String) -> Result<(), Stop> {
-    let report = pools.check_pool(PoolRequest { pool: pool.clone() }).await?.into_inner();
+async fn check(context: &Context, source: MetadataArg) -> Result<(), Stop> {
+    let (MetadataArg::Pool(pool) | MetadataArg::Path(pool)) = source.clone();
+    // A file is read by this process, with its own rights.
+    let (agent, source) = match source {
+        MetadataArg::Pool(pool) => (connect_agent(&context.settings).await?, Source::Pool(pool)),
+        MetadataArg::Path(path) => (agent_in_process(&context.settings), Source::MetadataPath(path)),
+    };
+    let report = agent.pools().check_pool(CheckPoolRequest { source: Some(source) }).await;
+    agent.close().await;
+    let report = report?.into_inner();
     if context.output.is_json() {
         context.output.document(&json::check(&pool, &report))?;
     } else {

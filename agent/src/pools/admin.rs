@@ -12,13 +12,14 @@ use thinbak_engine::{
 };
 use thinbak_proto::{
     Failed, FailureKind,
-    v1::{CheckPoolResponse, CreatePoolRequest, PoolDamage, PoolInfo},
+    v1::{CheckPoolResponse, CreatePoolRequest, PoolDamage, PoolInfo, check_pool_request::Source},
 };
 
 use super::{
     PoolManager,
     failure::{of_check, while_doing},
     place::{PoolSpec, check_name},
+    text,
 };
 
 const DEFAULT_BLOCK_BYTES: u64 = 64 * 1024;
@@ -198,7 +199,19 @@ pub(super) fn message(manager: &PoolManager, spec: &str, words: &[String]) -> Re
     manager.open(spec)?.message(&words).map_err(while_doing(|| format!("message to pool {spec}")))
 }
 
-pub(super) fn check(manager: &PoolManager, spec: &str) -> Result<CheckPoolResponse, Failed> {
+/// Checks the metadata of a pool, or what a file or device holds.
+pub(super) fn check(manager: &PoolManager, source: Option<Source>) -> Result<CheckPoolResponse, Failed> {
+    match source {
+        Some(Source::Pool(spec)) => check_pool(manager, &spec),
+        Some(Source::MetadataPath(path)) => {
+            let device = text::open_file(Path::new(&path))?;
+            Ok(answer(check::check(Arc::new(device), None).map_err(of_check)?))
+        }
+        None => Err(Failed::new(FailureKind::Usage, "no pool or metadata is named")),
+    }
+}
+
+fn check_pool(manager: &PoolManager, spec: &str) -> Result<CheckPoolResponse, Failed> {
     let dir = manager.dir_of(spec)?;
     match manager.open_dir(spec, &dir) {
         Ok(pool) => check_open(spec, &pool).map(answer),

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use thinbak_proto::{
     Failed, MAX_MESSAGE_LEN,
     v1::{
-        CheckPoolResponse, CreatePoolRequest, CreateVolumeRequest, DeltaRequest, DumpRequest, ExportRequest,
-        ExportResponse, ImportRequest, ListPoolVolumesResponse, ListPoolsRequest, ListPoolsResponse,
-        MsnapInfo, PoolInfo, PoolMessageRequest, PoolMessageResponse, PoolRequest, ReleaseMsnapRequest,
-        RemovePoolResponse, RemoveVolumeRequest, ResizePoolRequest, ResizeVolumeRequest,
+        CheckPoolRequest, CheckPoolResponse, CreatePoolRequest, CreateVolumeRequest, DeltaRequest,
+        DumpRequest, ExportRequest, ExportResponse, ImportRequest, ListPoolVolumesResponse, ListPoolsRequest,
+        ListPoolsResponse, MsnapInfo, PoolInfo, PoolMessageRequest, PoolMessageResponse, PoolRequest,
+        ReleaseMsnapRequest, RemovePoolResponse, RemoveVolumeRequest, ResizePoolRequest, ResizeVolumeRequest,
         SnapshotVolumesRequest, SnapshotVolumesResponse, TextChunk, VolumeInfo,
         pools_server::{Pools, PoolsServer},
     },
@@ -86,8 +86,8 @@ impl Pools for PoolsService {
         self.call(request, |manager, request| admin::status(manager, &request.pool)).await
     }
 
-    async fn check_pool(&self, request: Request<PoolRequest>) -> Answer<CheckPoolResponse> {
-        self.call(request, |manager, request| admin::check(manager, &request.pool)).await
+    async fn check_pool(&self, request: Request<CheckPoolRequest>) -> Answer<CheckPoolResponse> {
+        self.call(request, |manager, request| admin::check(manager, request.source)).await
     }
 
     async fn resize_pool(&self, request: Request<ResizePoolRequest>) -> Answer<PoolInfo> {

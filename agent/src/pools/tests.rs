@@ -134,7 +134,8 @@ async fn a_pool_is_made_listed_resized_checked_and_removed() {
     let resized =
         fixture.pools.resize_pool(ResizePoolRequest { pool: "p".into(), size_bytes: 128 * MIB }).await;
     assert_eq!(resized.unwrap().into_inner().data_total_blocks, 2048);
-    let report = fixture.pools.check_pool(PoolRequest { pool: "p".into() }).await.unwrap().into_inner();
+    let source = Some(check_pool_request::Source::Pool("p".into()));
+    let report = fixture.pools.check_pool(CheckPoolRequest { source }).await.unwrap().into_inner();
     assert_eq!(report.damage, []);
     assert!(report.metadata_blocks_checked > 0);
     thin_check(&place.join("metadata"));

@@ -2,10 +2,10 @@
 
 use std::{io, path::Path, sync::Arc};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use thinbak_engine::{
-    Access, BlockDevice, DeviceId, FileDevice,
-    delta::{delta_json, delta_xml},
+    BlockDevice, DeviceId, FileDevice,
+    delta::{DeltaOptions, delta_json, delta_xml},
     dump::{TextError, dump_json, dump_xml},
     embedded::EmbeddedPool,
     metadata_view::{MetadataView, Roots},
@@ -21,8 +21,6 @@ use super::{
     PoolManager,
     failure::{failed, of_text, of_view},
 };
-
-const CHUNK_BYTES: usize = 64 * 1024;
 
 type Sender = mpsc::Sender<Result<TextChunk, Status>>;
 
@@ -51,9 +49,10 @@ fn delta_to(manager: &PoolManager, request: &DeltaRequest, sender: &Sender) -> R
     let (view, pool) = view(manager, request.source.as_ref())?;
     let from = device_called(pool.as_deref(), &request.from)?;
     let to = device_called(pool.as_deref(), &request.to)?;
+    let options = DeltaOptions { data_blocks: request.verbose, changes_only: request.changes_only };
     send_text(sender, |out| match request.format() {
-        TextFormat::Xml => delta_xml(&view, from, to, request.verbose, out),
-        TextFormat::Json => delta_json(&view, from, to, request.verbose, out),
+        TextFormat::Xml => delta_xml(&view, from, to, options, out),
+        TextFormat::Json => delta_json(&view, from, to, options, out),
     })
 }
 
@@ -78,14 +77,14 @@ fn view(
     Ok((MetadataView::open(device, roots).map_err(of_view)?, pool))
 }
 
-fn open_file(path: &Path) -> Result<FileDevice, Failed> {
+pub(super) fn open_file(path: &Path) -> Result<FileDevice, Failed> {
     if !path.is_absolute() {
         return Err(Failed::new(
             FailureKind::Usage,
             format!("the path {} of metadata must be absolute", path.display()),
         ));
     }
-    FileDevice::open(path, Access::ReadOnly).map_err(|error| {
+    FileDevice::open_direct(path).map_err(|error| {
         let kind = match error.kind() {
             io::ErrorKind::NotFound => FailureKind::NotFound,
             io::ErrorKind::PermissionDenied => FailureKind::Denied,
@@ -122,8 +121,7 @@ fn send_text(
     sender: &Sender,
     write: impl FnOnce(&mut dyn io::Write) -> Result<(), TextError>,
 ) -> Result<(), Failed> {
-    let mut out = ChunkWriter { sender, buffer: BytesMut::new() };
-    match write(&mut out).and_then(|()| io::Write::flush(&mut out).map_err(TextError::Write)) {
+    match write(&mut Pieces { sender }) {
         // Nobody listens any more: nothing to tell.
         Err(TextError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         outcome => outcome.map_err(of_text),
@@ -136,34 +134,21 @@ fn end(sender: &Sender, outcome: Result<(), Failed>) {
     }
 }
 
-/// Sends what is written in pieces, waiting for the reader.
-struct ChunkWriter<'a> {
+/// Sends what is written, as it is written: in large pieces. Waits for the reader.
+struct Pieces<'a> {
     sender: &'a Sender,
-    buffer: BytesMut,
 }
 
-impl ChunkWriter<'_> {
-    fn send(&mut self, text: Bytes) -> io::Result<()> {
-        self.sender
-            .blocking_send(Ok(TextChunk { text }))
-            .map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
-    }
-}
-
-impl io::Write for ChunkWriter<'_> {
+impl io::Write for Pieces<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() >= CHUNK_BYTES {
-            self.flush()?;
+        let text = Bytes::copy_from_slice(bytes);
+        match self.sender.blocking_send(Ok(TextChunk { text })) {
+            Ok(()) => Ok(bytes.len()),
+            Err(_) => Err(io::ErrorKind::BrokenPipe.into()),
         }
-        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
-        let text = self.buffer.split().freeze();
-        self.send(text)
+        Ok(())
     }
 }

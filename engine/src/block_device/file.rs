@@ -25,7 +25,8 @@ pub enum Access {
     ReadWrite,
 }
 
-/// A regular file (buffered) or a block device (`O_DIRECT`, through aligned buffers).
+/// A regular file (buffered, or by [`open_direct`](FileDevice::open_direct) not) or a block device (`O_DIRECT`, through
+/// aligned buffers).
 ///
 /// Block devices are never read through the page cache: it is not coherent with what the device-mapper target writes to
 /// the device underneath.
@@ -33,7 +34,8 @@ pub enum Access {
 pub struct FileDevice {
     file: File,
     size: AtomicU64,
-    /// Logical block size of a block device; `None` for a regular file.
+    /// Unit of transfers around the page cache: a block device's logical block size, or what any file system can do;
+    /// `None` where transfers go through it.
     sector: Option<u64>,
     /// Held while a sector is read, changed in part, and written back.
     partial: Mutex<()>,
@@ -77,6 +79,34 @@ impl FileDevice {
         Ok(Self { file, size: AtomicU64::new(size), sector: Some(sector), partial: Mutex::new(()) })
     }
 
+    /// Opens a file or a block device for reading around the page cache, where the file system can do that.
+    ///
+    /// For metadata of which a large part is read once: it need not go through the page cache, nor push out what is
+    /// there. A writer may be another process, or the kernel: what it wrote through the page cache and has finished
+    /// writing is seen, because the kernel writes those pages out before it reads around them. A pool that is open in this
+    /// process is read through its own device instead, so that there is one order of its reads and writes.
+    ///
+    /// # Errors
+    /// As [`FileDevice::open`].
+    pub fn open_direct(path: &Path) -> io::Result<Self> {
+        let buffered = Self::open(path, Access::ReadOnly)?;
+        if buffered.sector.is_some() || buffered.size_bytes() == 0 {
+            return Ok(buffered);
+        }
+        let flags = i32::try_from(OFlags::DIRECT.bits()).map_err(io::Error::other)?;
+        let direct = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+            Ok(file) => Self { file, sector: Some(MEMORY_ALIGNMENT as u64), ..buffered },
+            Err(error) if cannot_be_direct(&error) => return Ok(buffered),
+            Err(error) => return Err(error),
+        };
+        // Some file systems refuse only when it comes to reading.
+        match direct.read_at(0, &mut [0]) {
+            Err(error) if cannot_be_direct(&error) => Self::open(path, Access::ReadOnly),
+            // Any other failure is for whoever wants those bytes.
+            _ => Ok(direct),
+        }
+    }
+
     /// The open file, for locks on it.
     #[must_use]
     pub fn file(&self) -> &File {
@@ -84,15 +114,22 @@ impl FileDevice {
     }
 
     fn read_direct(&self, sector: u64, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let is_aligned = |number: u64| number.is_multiple_of(sector);
+        if is_aligned(offset)
+            && is_aligned(buf.len() as u64)
+            && buf.as_ptr().align_offset(MEMORY_ALIGNMENT) == 0
+        {
+            return self.file.read_exact_at(buf, offset);
+        }
+        let mut bounce = AlignedBuffer::default();
         let mut at = offset;
         let mut rest = buf;
         while !rest.is_empty() {
             let (begin, span) = aligned_span(at, rest.len() as u64, sector);
-            let mut bounce = Bounce::new(span)?;
-            let bytes = bounce.bytes()?;
-            self.file.read_exact_at(bytes, begin)?;
+            let bytes = bounce.bytes(usize::try_from(span).map_err(io::Error::other)?);
             let skip = usize::try_from(at - begin).map_err(io::Error::other)?;
             let take = rest.len().min(bytes.len() - skip);
+            self.read_at_least(skip + take, bytes, begin)?;
             let (piece, tail) = rest.split_at_mut(take);
             piece.copy_from_slice(bytes.get(skip..skip + take).ok_or(io::ErrorKind::UnexpectedEof)?);
             rest = tail;
@@ -101,13 +138,28 @@ impl FileDevice {
         Ok(())
     }
 
+    /// Fills the first `needed` of `bytes`, and more where there is more: a file may end inside its last sector.
+    fn read_at_least(&self, needed: usize, bytes: &mut [u8], begin: u64) -> io::Result<()> {
+        let mut filled = 0;
+        while filled < needed {
+            let rest = bytes.get_mut(filled..).unwrap_or_default();
+            match self.file.read_at(rest, begin + filled as u64) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     fn write_direct(&self, sector: u64, offset: u64, buf: &[u8]) -> io::Result<()> {
+        let mut bounce = AlignedBuffer::default();
         let mut at = offset;
         let mut rest = buf;
         while !rest.is_empty() {
             let (begin, span) = aligned_span(at, rest.len() as u64, sector);
-            let mut bounce = Bounce::new(span)?;
-            let bytes = bounce.bytes()?;
+            let bytes = bounce.bytes(usize::try_from(span).map_err(io::Error::other)?);
             let skip = usize::try_from(at - begin).map_err(io::Error::other)?;
             let take = rest.len().min(bytes.len() - skip);
             let (piece, tail) = rest.split_at(take);
@@ -125,6 +177,14 @@ impl FileDevice {
     }
 }
 
+/// What a file system answers that knows no `O_DIRECT`, or not at this alignment.
+fn cannot_be_direct(error: &io::Error) -> bool {
+    matches!(
+        rustix::io::Errno::from_io_error(error),
+        Some(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP)
+    )
+}
+
 /// Begin and length of one transfer of whole sectors that covers the first bytes of a range. A transfer that starts or ends
 /// inside a sector covers that sector alone, so that only sectors written in part are read before.
 fn aligned_span(offset: u64, len: u64, sector: u64) -> (u64, u64) {
@@ -135,22 +195,22 @@ fn aligned_span(offset: u64, len: u64, sector: u64) -> (u64, u64) {
     (begin, (len - len % sector).min(BOUNCE_BYTES))
 }
 
-/// A buffer whose bytes start at an aligned address.
-struct Bounce {
+/// Memory that can be used again and again, whose bytes start at an address to which any device can transfer.
+#[derive(Debug, Default)]
+pub(crate) struct AlignedBuffer {
     memory: Vec<u8>,
-    len: usize,
 }
 
-impl Bounce {
-    fn new(len: u64) -> io::Result<Self> {
-        let len = usize::try_from(len).map_err(io::Error::other)?;
-        Ok(Self { memory: vec![0; len + MEMORY_ALIGNMENT], len })
-    }
-
-    fn bytes(&mut self) -> io::Result<&mut [u8]> {
+impl AlignedBuffer {
+    /// `len` bytes; what is in them is left from the use before.
+    pub(crate) fn bytes(&mut self, len: usize) -> &mut [u8] {
+        let needed = len + MEMORY_ALIGNMENT;
+        if self.memory.len() < needed {
+            self.memory = vec![0; needed];
+        }
         let start = self.memory.as_ptr().align_offset(MEMORY_ALIGNMENT);
-        let end = start.saturating_add(self.len);
-        self.memory.get_mut(start..end).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+        // The offset is below the alignment for bytes, so that there are always enough.
+        self.memory.get_mut(start..start.saturating_add(len)).unwrap_or_default()
     }
 }
 

@@ -207,6 +207,13 @@ impl Node {
         self.keys().enumerate().filter_map(|(entry, key)| Some((key, self.value(entry)?)))
     }
 
+    /// All keys with the words that stand beside them, ascending: for nodes whose values are words.
+    pub(crate) fn words(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let values = self.bytes.get(HEADER_BYTES + 8 * self.capacity()..).unwrap_or_default();
+        let values = values.as_chunks::<8>().0;
+        self.keys().zip(values.iter().map(|value| u64::from_le_bytes(*value)))
+    }
+
     /// All children of an internal node with their keys, ascending.
     pub fn children(&self) -> impl Iterator<Item = (u64, MetadataBlock)> + '_ {
         self.entries()
@@ -243,6 +250,11 @@ impl Node {
     #[must_use]
     pub fn bytes(&self) -> &BlockBytes {
         &self.bytes
+    }
+
+    /// The memory of a node that is no longer needed.
+    pub(crate) fn into_bytes(self) -> Box<BlockBytes> {
+        self.bytes
     }
 
     pub(crate) fn bytes_mut(&mut self) -> &mut BlockBytes {

@@ -22,11 +22,11 @@ pub type Changes = Runs<ChangeKind>;
 
 impl Relation for ChangeKind {
     /// Data blocks decide; the time of a mapping is no change by itself.
-    fn of(pair: &Pair) -> Option<(u64, Self)> {
+    fn of(pair: &Pair) -> Option<Self> {
         match (pair.old, pair.new) {
-            (Some(old), Some(new)) if old.data_block() == new.data_block() => None,
-            (_, Some(new)) => Some((new.key, Self::Changed)),
-            (Some(old), None) => Some((old.key, Self::Unmapped)),
+            (Some(old), Some(new)) if old.data_block == new.data_block => None,
+            (_, Some(_)) => Some(Self::Changed),
+            (Some(_), None) => Some(Self::Unmapped),
             (None, None) => None,
         }
     }

@@ -1,7 +1,8 @@
 //! Every run of two mapping trees, the equal ones included.
 
 use super::{
-    lock_step::Pair,
+    error::ViewError,
+    lock_step::{LockStep, Pair},
     runs::{Relation, Run, Runs},
 };
 use crate::DataBlock;
@@ -40,20 +41,38 @@ pub type DeltaRun = Run<DeltaKind>;
 /// The runs of two trees. Made by [`MetadataView::delta`](super::MetadataView::delta).
 pub type Delta = Runs<DeltaKind>;
 
+/// The runs in which two trees differ. Made by [`MetadataView::differences`](super::MetadataView::differences).
+#[derive(Debug)]
+pub struct Differences(Delta);
+
+impl Differences {
+    pub(super) fn new(walk: LockStep) -> Self {
+        Self(Delta::new(walk))
+    }
+}
+
+impl Iterator for Differences {
+    type Item = Result<DeltaRun, ViewError>;
+
+    /// Nodes that the trees do not share may map blocks to the same place all the same.
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.find(|run| !matches!(run, Ok(Run { kind: DeltaKind::Same { .. }, .. })))
+    }
+}
+
 impl Relation for DeltaKind {
-    fn of(pair: &Pair) -> Option<(u64, Self)> {
-        match (pair.old, pair.new) {
-            (Some(old), Some(new)) if old.data_block() == new.data_block() => {
-                Some((new.key, Self::Same { data_begin: new.data_block() }))
+    fn of(pair: &Pair) -> Option<Self> {
+        Some(match (pair.old, pair.new) {
+            (Some(old), Some(new)) if old.data_block == new.data_block => {
+                Self::Same { data_begin: new.data_block }
             }
-            (Some(old), Some(new)) => Some((
-                new.key,
-                Self::Different { left_data_begin: old.data_block(), right_data_begin: new.data_block() },
-            )),
-            (Some(old), None) => Some((old.key, Self::LeftOnly { data_begin: old.data_block() })),
-            (None, Some(new)) => Some((new.key, Self::RightOnly { data_begin: new.data_block() })),
-            (None, None) => None,
-        }
+            (Some(old), Some(new)) => {
+                Self::Different { left_data_begin: old.data_block, right_data_begin: new.data_block }
+            }
+            (Some(old), None) => Self::LeftOnly { data_begin: old.data_block },
+            (None, Some(new)) => Self::RightOnly { data_begin: new.data_block },
+            (None, None) => return None,
+        })
     }
 
     fn advanced(self, blocks: u64) -> Option<Self> {

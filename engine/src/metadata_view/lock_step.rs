@@ -1,71 +1,105 @@
 //! Two mapping trees read side by side, in key order.
 //!
-//! Each side keeps a queue of pending subtrees per level, lowest level first in key order, and a queue of
-//! entries of leaves already read. A level is topped up from the one above it by *batches*: the next few
-//! hundred subtrees that are needed, of both sides, are read together. Two subtrees at the fronts of
-//! a level's queues that are the same block for the same key range are dropped unread: nothing under them
+//! Each side keeps a queue of pending subtrees per level, lowest level first in key order, and the packed
+//! leaves already read. A level is topped up from the one above it by *batches*: the next few
+//! hundred subtrees that are needed, of both sides, are read together, and while one batch of leaves is looked at the
+//! next is being read. Two subtrees that are the same block for the same key range are dropped unread: nothing under them
 //! differs, and in both trees nothing else lies in that range.
 //!
 //! Invariants:
-//! - every key in a queue of a level is below every key in the queues of the levels above it, same side;
+//! - every key in a queue of a level is below every key in the queues of the levels above it, same side; the keys
+//!   of the batch that is being read are below those of the lowest queue;
 //! - a level is read only while the other side has nothing pending, at that level or above, that begins lower
 //!   (so neither side runs ahead, and memory is bounded by height x batch x fan-out, whatever the trees' size).
 
-use std::{cmp::Ordering, collections::VecDeque, sync::Arc};
-
-use super::{blocks::BlockReader, error::ViewError};
-use crate::{
-    DataBlock, MetadataBlock,
-    format::{MappedBlock, Node},
+use std::{
+    cmp::Ordering,
+    collections::{HashMap, VecDeque},
+    sync::Arc,
 };
 
-/// Leaves read in one batch.
-const LEAF_BATCH: usize = 512;
-/// Internal nodes read in one batch: each of them becomes up to 252 pending subtrees.
+use super::{
+    blocks::BlockReader,
+    error::ViewError,
+    leaf::{Leaves, MapRun},
+    leaf_cache::LeafCache,
+    read_ahead::{Batch, Decoded, Nodes, Scratch},
+};
+use crate::{DataBlock, MetadataBlock, format::Node};
+
+/// Pairs of leaves, or leaves, read in one batch. Two batches are held, packed: some MiB at the worst.
+const LEAF_BATCH: usize = 1024;
+/// Internal nodes, or pairs of them, read in one batch: each of them becomes up to 252 pending subtrees.
 const INTERNAL_BATCH: usize = 128;
+/// The same where what is shared is dropped at once, so that they become fewer.
+const SKIPPING_INTERNAL_BATCH: usize = 512;
 
-/// One entry of a mapping tree.
+/// Where the first block of a run of keys lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) key: u64,
-    packed: u64,
+pub(super) struct Mapped {
+    pub(super) data_block: DataBlock,
+    pub(super) time: u32,
 }
 
-impl Entry {
-    pub(super) fn data_block(self) -> DataBlock {
-        MappedBlock::unpack(self.packed).data_block
-    }
-
-    pub(super) fn time(self) -> u32 {
-        MappedBlock::unpack(self.packed).time
+impl From<MapRun> for Mapped {
+    fn from(run: MapRun) -> Self {
+        Self { data_block: run.data_block, time: run.time }
     }
 }
 
-/// What the two trees say of one key; at least one of them maps it.
+/// What the two trees say of consecutive keys; at least one of them maps them, each side to consecutive data blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Pair {
-    pub(super) old: Option<Entry>,
-    pub(super) new: Option<Entry>,
+    pub(super) key: u64,
+    /// At least 1.
+    pub(super) length: u64,
+    pub(super) old: Option<Mapped>,
+    pub(super) new: Option<Mapped>,
 }
 
 /// A node and the keys that its tree keeps under it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Subtree {
+pub(super) struct Subtree {
     block: MetadataBlock,
     first_key: u64,
     last_key: u64,
+}
+
+impl Subtree {
+    /// Fails for a key that the tree could not find here.
+    pub(super) fn holds(&self, key: u64) -> Result<(), ViewError> {
+        let Self { block, first_key: first, last_key: last } = *self;
+        if (first..=last).contains(&key) {
+            return Ok(());
+        }
+        Err(ViewError::KeyOutOfRange { block, key, first, last })
+    }
+
+    fn uneven(&self) -> ViewError {
+        ViewError::UnevenTree { block: self.block }
+    }
+
+    /// What lies under an internal node, as far as it may hold keys from `from` on.
+    fn children(&self, node: &Node, from: u64) -> Result<Vec<Self>, ViewError> {
+        node.keys().try_for_each(|key| self.holds(key))?;
+        let ends = node.keys().skip(1).map(|key| key.saturating_sub(1));
+        let ends = ends.chain(std::iter::once(self.last_key));
+        let children = node.children().zip(ends);
+        let children = children.map(|((first_key, block), last_key)| Self { block, first_key, last_key });
+        Ok(children.filter(|child| child.last_key >= from).collect())
+    }
 }
 
 /// What is still pending of one tree.
 #[derive(Debug, Default)]
 struct Side {
     levels: Vec<VecDeque<Subtree>>,
-    entries: VecDeque<Entry>,
+    leaves: Leaves,
 }
 
 impl Side {
-    fn new(root: MetadataBlock, levels: usize) -> Self {
-        let mut side = Self { levels: vec![VecDeque::new(); levels], entries: VecDeque::new() };
+    fn new(root: MetadataBlock, levels: usize, from: u64) -> Self {
+        let mut side = Self { levels: vec![VecDeque::new(); levels], leaves: Leaves::new(from) };
         if let Some(top) = side.levels.last_mut() {
             top.push_back(Subtree { block: root, first_key: 0, last_key: u64::MAX });
         }
@@ -82,38 +116,11 @@ impl Side {
         }
     }
 
-    /// Queues what is under `subtree`, whose keys must all lie in the range that it stands for.
-    fn expand(
-        &mut self,
-        level: usize,
-        subtree: &Subtree,
-        node: Option<&Arc<Node>>,
-        from: u64,
-    ) -> Result<(), ViewError> {
-        let uneven = ViewError::UnevenTree { block: subtree.block };
-        let Some(node) = node.filter(|node| node.is_leaf() == (level == 0)) else { return Err(uneven) };
-        let in_range = |key: &u64| (subtree.first_key..=subtree.last_key).contains(key);
-        if let Some(key) = node.keys().find(|key| !in_range(key)) {
-            return Err(ViewError::KeyOutOfRange {
-                block: subtree.block,
-                key,
-                first: subtree.first_key,
-                last: subtree.last_key,
-            });
+    /// Queues the subtrees found under a node of the level above `level`.
+    fn queue(&mut self, level: usize, children: Vec<Subtree>) {
+        if let Some(queue) = self.levels.get_mut(level) {
+            queue.extend(children);
         }
-        let Some(below) = level.checked_sub(1) else {
-            let entries =
-                node.entries().map(|(key, mapped): (u64, MappedBlock)| Entry { key, packed: mapped.pack() });
-            self.entries.extend(entries.filter(|entry| entry.key >= from));
-            return Ok(());
-        };
-        let queue = self.levels.get_mut(below).ok_or(uneven)?;
-        let ends = node.keys().skip(1).map(|key| key.saturating_sub(1));
-        let ends = ends.chain(std::iter::once(subtree.last_key));
-        let children = node.children().zip(ends);
-        let children = children.map(|((first_key, block), last_key)| Subtree { block, first_key, last_key });
-        queue.extend(children.filter(|child| child.last_key >= from));
-        Ok(())
     }
 
     /// No key pending at `level` or above it is below this; none when nothing is pending there.
@@ -128,6 +135,41 @@ enum Chosen {
     Old(Subtree),
     New(Subtree),
     Both(Subtree, Subtree),
+}
+
+impl Chosen {
+    fn old(&self) -> Option<&Subtree> {
+        match self {
+            Self::Old(subtree) | Self::Both(subtree, _) => Some(subtree),
+            Self::New(_) => None,
+        }
+    }
+
+    fn new(&self) -> Option<&Subtree> {
+        match self {
+            Self::New(subtree) | Self::Both(_, subtree) => Some(subtree),
+            Self::Old(_) => None,
+        }
+    }
+}
+
+/// Subtrees that are being read.
+#[derive(Debug)]
+struct Reading {
+    chosen: Vec<Chosen>,
+    batch: Arc<Batch>,
+    /// What need not be read.
+    cached: HashMap<MetadataBlock, Arc<[u8]>>,
+}
+
+impl Reading {
+    fn old_bound(&self) -> Option<u64> {
+        self.chosen.iter().find_map(Chosen::old).map(|subtree| subtree.first_key)
+    }
+
+    fn new_bound(&self) -> Option<u64> {
+        self.chosen.iter().find_map(Chosen::new).map(|subtree| subtree.first_key)
+    }
 }
 
 /// What to do about the fronts of two queues.
@@ -174,6 +216,10 @@ pub(super) struct LockStep {
     unread: Option<(Option<MetadataBlock>, Option<MetadataBlock>)>,
     old: Side,
     new: Side,
+    /// The leaves after those that the sides have.
+    ahead: Option<Reading>,
+    scratch: Scratch,
+    cache: Option<LeafCache>,
     skip_shared: bool,
     from: u64,
 }
@@ -189,14 +235,30 @@ impl LockStep {
         from: u64,
     ) -> Self {
         let unread = Some((old_root, new_root)).filter(|_| !(skip_shared && old_root == new_root));
-        Self { reader, unread, old: Side::default(), new: Side::default(), skip_shared, from }
+        Self {
+            reader,
+            unread,
+            old: Side::default(),
+            new: Side::default(),
+            ahead: None,
+            scratch: Scratch::default(),
+            cache: None,
+            skip_shared,
+            from,
+        }
     }
 
-    /// The next key, ascending.
+    /// Takes leaves from a cache, and puts them there.
+    pub(super) fn with_cache(self, cache: LeafCache) -> Self {
+        Self { cache: Some(cache), ..self }
+    }
+
+    /// The next keys, ascending.
     pub(super) fn next(&mut self) -> Result<Option<Pair>, ViewError> {
         let next = self.advance();
         if next.is_err() {
             self.unread = None;
+            self.ahead = None;
             self.old = Side::default();
             self.new = Side::default();
         }
@@ -209,74 +271,119 @@ impl LockStep {
             self.new = self.start(new)?;
         }
         loop {
-            let (old, new) = (self.old.entries.front().copied(), self.new.entries.front().copied());
-            // Most pairs of leaves that differ are equal but for a few entries.
-            if let (true, Some(one), Some(other)) = (self.skip_shared, old, new)
-                && one == other
-            {
-                self.old.entries.pop_front();
-                self.new.entries.pop_front();
-                continue;
-            }
-            let turn = turn(
-                old.map(|entry| entry.key),
-                || self.old.bound(0),
-                new.map(|entry| entry.key),
-                || self.new.bound(0),
-            );
-            match turn {
-                Turn::Old => {
-                    self.old.entries.pop_front();
-                    return Ok(Some(Pair { old, new: None }));
+            let (old, new) = (self.old.leaves.front()?, self.new.leaves.front()?);
+            let ahead = self.ahead.as_ref();
+            let old_bound = || ahead.and_then(Reading::old_bound).or_else(|| self.old.bound(0));
+            let new_bound = || ahead.and_then(Reading::new_bound).or_else(|| self.new.bound(0));
+            let turn = turn(old.map(|run| run.key), old_bound, new.map(|run| run.key), new_bound);
+            match (turn, old, new) {
+                (Turn::Old, Some(run), _) => {
+                    let length = run.until(new.map(|new| new.key).or_else(new_bound));
+                    self.old.leaves.advance(length);
+                    return Ok(Some(Pair { key: run.key, length, old: Some(run.into()), new: None }));
                 }
-                Turn::New => {
-                    self.new.entries.pop_front();
-                    return Ok(Some(Pair { old: None, new }));
+                (Turn::New, _, Some(run)) => {
+                    let length = run.until(old.map(|old| old.key).or_else(old_bound));
+                    self.new.leaves.advance(length);
+                    return Ok(Some(Pair { key: run.key, length, old: None, new: Some(run.into()) }));
                 }
-                Turn::Both => {
-                    self.old.entries.pop_front();
-                    self.new.entries.pop_front();
-                    return Ok(Some(Pair { old, new }));
+                (Turn::Both, Some(old), Some(new)) => {
+                    let length = old.length.min(new.length);
+                    self.old.leaves.advance(length);
+                    self.new.leaves.advance(length);
+                    let (key, old, new) = (old.key, Mapped::from(old), Mapped::from(new));
+                    // Most pairs of leaves that differ are equal but for a few entries.
+                    if !(self.skip_shared && old == new) {
+                        return Ok(Some(Pair { key, length, old: Some(old), new: Some(new) }));
+                    }
                 }
-                Turn::TopUp => self.read_batch(0)?,
-                Turn::End => return Ok(None),
+                (Turn::TopUp, ..) => self.read_leaves()?,
+                _ => return Ok(None),
             }
         }
     }
 
     fn start(&self, root: Option<MetadataBlock>) -> Result<Side, ViewError> {
         match root {
-            Some(root) => Ok(Side::new(root, self.reader.mapping_tree_height(root)?)),
+            Some(root) => Ok(Side::new(root, self.reader.mapping_tree_height(root)?, self.from)),
             None => Ok(Side::default()),
         }
     }
 
-    /// Reads the next subtrees of `level` and queues what is under them.
-    fn read_batch(&mut self, level: usize) -> Result<(), ViewError> {
-        let limit = if level == 0 { LEAF_BATCH } else { INTERNAL_BATCH };
-        let mut batch = Vec::new();
-        while batch.len() < limit {
+    /// Gives the sides the leaves that are being read, and has the next ones read.
+    fn read_leaves(&mut self) -> Result<(), ViewError> {
+        let ready = match self.ahead.take() {
+            Some(ready) => Some(ready),
+            None => self.begin_batch(0)?,
+        };
+        self.ahead = self.begin_batch(0)?;
+        match ready {
+            Some(ready) => self.finish_batch(0, ready),
+            None => Ok(()),
+        }
+    }
+
+    /// Chooses the next subtrees of `level` and has them read; none where nothing is left to be read.
+    fn begin_batch(&mut self, level: usize) -> Result<Option<Reading>, ViewError> {
+        let limit = match (level, self.skip_shared) {
+            (0, _) => LEAF_BATCH,
+            (_, false) => INTERNAL_BATCH,
+            (_, true) => SKIPPING_INTERNAL_BATCH,
+        };
+        let mut chosen = Vec::new();
+        while chosen.len() < limit {
             match self.choose(level)? {
-                Some(chosen) => batch.push(chosen),
+                Some(subtree) => chosen.push(subtree),
                 None => break,
             }
         }
-        let mut blocks = Vec::with_capacity(batch.len() * 2);
-        for chosen in &batch {
-            match chosen {
-                Chosen::Old(subtree) | Chosen::New(subtree) => blocks.push(subtree.block),
-                Chosen::Both(old, new) => blocks.extend([old.block, new.block]),
-            }
+        if chosen.is_empty() {
+            return Ok(None);
         }
-        let nodes = self.reader.mapping_nodes(&blocks)?;
-        let mut nodes = nodes.iter();
-        for chosen in batch {
-            match chosen {
-                Chosen::Old(subtree) => self.old.expand(level, &subtree, nodes.next(), self.from)?,
-                Chosen::New(subtree) => self.new.expand(level, &subtree, nodes.next(), self.from)?,
-                Chosen::Both(old, new) => {
-                    self.old.expand(level, &old, nodes.next(), self.from)?;
-                    self.new.expand(level, &new, nodes.next(), self.from)?;
+        let blocks = chosen.iter().flat_map(|chosen| [chosen.old(), chosen.new()]).flatten();
+        let blocks = blocks.map(|subtree| subtree.block);
+        let mut cached = HashMap::new();
+        let blocks = match self.cache.as_ref().filter(|_| level == 0) {
+            None => blocks.collect(),
+            Some(cache) => {
+                let mut unknown = Vec::with_capacity(chosen.len());
+                for block in blocks {
+                    match cache.get(block) {
+                        Some(leaf) => drop(cached.insert(block, leaf)),
+                        None => unknown.push(block),
+                    }
+                }
+                unknown
+            }
+        };
+        let batch = self.reader.begin(blocks)?;
+        Ok(Some(Reading { chosen, batch, cached }))
+    }
+
+    /// Waits for subtrees of `level`, and queues what is under them.
+    fn finish_batch(&mut self, level: usize, reading: Reading) -> Result<(), ViewError> {
+        let mut nodes = self.reader.finish(&reading.batch, &mut self.scratch);
+        for chosen in &reading.chosen {
+            let (old, new) = (chosen.old(), chosen.new());
+            match level.checked_sub(1) {
+                None => {
+                    for (side, subtree) in [(&mut self.old, old), (&mut self.new, new)] {
+                        let Some(subtree) = subtree else { continue };
+                        let packed = match reading.cached.get(&subtree.block) {
+                            Some(packed) => Arc::clone(packed),
+                            None => leaf(&mut nodes, subtree, self.cache.as_ref())?,
+                        };
+                        side.leaves.push(*subtree, packed);
+                    }
+                }
+                Some(below) => {
+                    let mut old = children(&mut nodes, old, self.from)?;
+                    let mut new = children(&mut nodes, new, self.from)?;
+                    if self.skip_shared {
+                        drop_shared(&mut old, &mut new);
+                    }
+                    self.old.queue(below, old);
+                    self.new.queue(below, new);
                 }
             }
         }
@@ -309,9 +416,47 @@ impl LockStep {
                         return Ok(Some(Chosen::Both(old, new)));
                     }
                 }
-                (Turn::TopUp, _, _) => self.read_batch(level + 1)?,
+                (Turn::TopUp, _, _) => {
+                    if let Some(reading) = self.begin_batch(level + 1)? {
+                        self.finish_batch(level + 1, reading)?;
+                    }
+                }
                 _ => return Ok(None),
             }
         }
+    }
+}
+
+/// A leaf that was read, which goes into the cache.
+fn leaf(nodes: &mut Nodes, subtree: &Subtree, cache: Option<&LeafCache>) -> Result<Arc<[u8]>, ViewError> {
+    let Decoded::Leaf(packed) = nodes.get(subtree.block)? else { return Err(subtree.uneven()) };
+    if let Some(cache) = cache {
+        cache.insert(subtree.block, &packed);
+    }
+    Ok(packed)
+}
+
+/// The subtrees under an internal node that was read; none under no node.
+fn children(nodes: &mut Nodes, of: Option<&Subtree>, from: u64) -> Result<Vec<Subtree>, ViewError> {
+    let Some(subtree) = of else { return Ok(Vec::new()) };
+    match nodes.get(subtree.block)? {
+        Decoded::Internal(node) => subtree.children(&node, from),
+        Decoded::Leaf(_) => Err(subtree.uneven()),
+    }
+}
+
+/// Drops the subtrees that are in both lists. They ascend.
+fn drop_shared(old: &mut Vec<Subtree>, new: &mut Vec<Subtree>) {
+    let same: Vec<Subtree> = {
+        let mut others = new.iter().peekable();
+        let shared = old.iter().filter(|subtree| {
+            while others.next_if(|other| other.first_key < subtree.first_key).is_some() {}
+            others.peek() == Some(subtree)
+        });
+        shared.copied().collect()
+    };
+    for list in [old, new] {
+        let mut same = same.iter().peekable();
+        list.retain(|subtree| same.next_if_eq(&subtree).is_none());
     }
 }

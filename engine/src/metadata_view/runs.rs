@@ -8,8 +8,8 @@ use crate::VirtualBlock;
 
 /// What the two sides of a pair are to each other.
 pub(super) trait Relation: Copy + PartialEq {
-    /// The virtual block and its relation; none where there is nothing to tell.
-    fn of(pair: &Pair) -> Option<(u64, Self)>;
+    /// The relation of the pair's first block; none where there is nothing to tell of all of its blocks.
+    fn of(pair: &Pair) -> Option<Self>;
 
     /// The relation of the block that is `blocks` further on in the same run; none when it has no such block.
     fn advanced(self, blocks: u64) -> Option<Self>;
@@ -40,15 +40,15 @@ impl<K> Runs<K> {
 }
 
 /// Makes `pending` longer, or puts the next run in its place and returns what was there.
-fn add<K: Relation>(pending: &mut Option<Run<K>>, key: u64, kind: K) -> Option<Run<K>> {
+fn add<K: Relation>(pending: &mut Option<Run<K>>, pair: &Pair, kind: K) -> Option<Run<K>> {
     if let Some(run) = pending
-        && run.begin.0.checked_add(run.length) == Some(key)
+        && run.begin.0.checked_add(run.length) == Some(pair.key)
         && run.kind.advanced(run.length) == Some(kind)
     {
-        run.length += 1;
+        run.length = run.length.saturating_add(pair.length);
         return None;
     }
-    pending.replace(Run { begin: VirtualBlock(key), length: 1, kind })
+    pending.replace(Run { begin: VirtualBlock(pair.key), length: pair.length, kind })
 }
 
 impl<K: Relation> Iterator for Runs<K> {
@@ -58,7 +58,7 @@ impl<K: Relation> Iterator for Runs<K> {
         loop {
             match self.walk.next() {
                 Ok(Some(pair)) => {
-                    let complete = K::of(&pair).and_then(|(key, kind)| add(&mut self.pending, key, kind));
+                    let complete = K::of(&pair).and_then(|kind| add(&mut self.pending, &pair, kind));
                     if let Some(run) = complete {
                         return Some(Ok(run));
                     }

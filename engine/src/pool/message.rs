@@ -56,9 +56,11 @@ impl Pool {
     pub fn message(&self, words: &[&str]) -> Result<()> {
         self.check_messages()?;
         let invalid = || PoolError::InvalidMessage(words.join(" "));
+        // As the kernel reads them: a plus sign may lead.
         let number = |word: &str| {
-            let digits = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
-            digits.then(|| word.parse::<u64>().ok()).flatten().ok_or_else(invalid)
+            let digits = word.strip_prefix('+').unwrap_or(word);
+            let all = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+            all.then(|| digits.parse::<u64>().ok()).flatten().ok_or_else(invalid)
         };
         let device = |word: &str| Ok::<_, PoolError>(DeviceId::new(number(word)?)?);
         let (verb, arguments) = words.split_first().ok_or_else(invalid)?;

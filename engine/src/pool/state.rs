@@ -20,6 +20,8 @@ pub(super) struct State {
     pub(super) table: PoolTable,
     /// When the pool ran out of data blocks.
     out_of_data_since: Option<Instant>,
+    /// The event was raised that writes do not wait any more.
+    gave_up_waiting: bool,
     /// The event of the low water mark was raised since the table was loaded.
     low_water_raised: bool,
     /// The event of the metadata's watermark was raised since there was more.
@@ -63,11 +65,16 @@ impl Sealed {
 impl State {
     pub(super) fn new(metadata: ThinMetadata, table: PoolTable, events: Arc<Events>) -> Self {
         let read_only = table.features.read_only || metadata.superblock().needs_check;
+        if read_only {
+            // The kernel's pool begins by writing, and then changes its mode.
+            events.raise();
+        }
         Self {
             metadata,
             mode: if read_only { PoolMode::ReadOnly } else { PoolMode::Write },
             table,
             out_of_data_since: None,
+            gave_up_waiting: false,
             low_water_raised: false,
             metadata_low_raised: false,
             discards: Vec::new(),
@@ -102,7 +109,17 @@ impl State {
         tracing::warn!(from = %self.mode.name(), to = %mode.name(), "the pool changes its mode");
         self.mode = mode;
         self.out_of_data_since = (mode == PoolMode::OutOfDataSpace).then(Instant::now);
+        self.gave_up_waiting = false;
         self.events.raise();
+    }
+
+    /// A write has waited for a data block until its end; the first one that notices makes it an event.
+    pub(super) fn give_up_waiting(&mut self) {
+        if !self.gave_up_waiting {
+            self.gave_up_waiting = true;
+            tracing::warn!("writes waited too long for a free data block and fail from now on");
+            self.events.raise();
+        }
     }
 
     /// When writes that wait for a data block fail; none when they wait for ever.

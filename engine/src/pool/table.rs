@@ -104,9 +104,10 @@ impl FromStr for PoolTable {
         let mut number = || words.next().map(|word| word.parse::<u64>().map_err(|_| invalid())).transpose();
         let low_water_blocks = number()?.ok_or_else(invalid)?;
         let count = number()?.unwrap_or(0);
-        let names: Vec<&str> = words.collect();
-        // The kernel takes four at most, although there are five.
-        if count > 4 || names.len() as u64 != count {
+        // The kernel takes four at most, although there are five, and looks at no further words.
+        let count = usize::try_from(count).ok().filter(|count| *count <= 4).ok_or_else(invalid)?;
+        let names: Vec<&str> = words.take(count).collect();
+        if names.len() < count {
             return Err(invalid());
         }
         Ok(Self { low_water_blocks, features: Features::of_names(names)?, ..Self::default() })
@@ -125,11 +126,12 @@ mod tests {
         let loud: PoolTable = "7 1 READ_ONLY".parse().unwrap();
         assert!(loud.features.read_only && loud.low_water_blocks == 7);
         assert_eq!("7".parse::<PoolTable>().unwrap().to_string(), "7 0 ");
+        assert_eq!("7 0 read_only".parse::<PoolTable>().unwrap().to_string(), "7 0 ");
     }
 
     #[test]
     fn tables_that_the_kernel_refuses_are_refused() {
-        for text in ["", "x", "32 1", "32 0 read_only", "32 9 a", "32 1 bogus", "-1 0"] {
+        for text in ["", "x", "32 1", "32 9 a", "32 1 bogus", "-1 0"] {
             assert!(text.parse::<PoolTable>().is_err(), "{text:?}");
         }
         let five = "0 5 skip_block_zeroing ignore_discard no_discard_passdown read_only error_if_no_space";

@@ -77,7 +77,7 @@ impl Pool {
         while self.state.read().mode == PoolMode::OutOfDataSpace {
             seen = self.events.wait(seen, deadline);
             if self.state.read().errors_if_no_space() {
-                tracing::warn!("writes waited too long for a free data block");
+                self.changing().give_up_waiting();
                 return Err(error);
             }
         }

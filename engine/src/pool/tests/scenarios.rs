@@ -209,7 +209,7 @@ fn messages_are_the_kernel_s() {
         &["bogus"],
         &[],
         &["delete"],
-        &["delete", "+1"],
+        &["delete", "++1"],
         &["create_thin", ""],
     ] {
         assert!(matches!(pool.message(words), Err(PoolError::InvalidMessage(_))), "{words:?}");
