@@ -18,16 +18,32 @@
 //! | F14 | a metadata snapshot is a valid superblock without space maps, not newer than the pool |
 //!
 //! It decodes blocks on its own, so that a mistake in the code that writes pools is not repeated here. Damage
-//! is reported and the search goes on; counts are compared only when all trees could be read. Memory: one byte
-//! per data and metadata block in use, and some 60 bytes per mapping node.
+//! is reported and the search goes on; counts are compared only when all trees could be read.
+//!
+//! A scan ([`scan`]) first reads all that can be reached, with several threads, neighbouring blocks together, and notes
+//! of each leaf whether it is flawless. Then one thread follows every reference in order and judges it
+//! ([`checker`]); it reads again only what is not flawless. Last, the bitmaps are compared with what was counted
+//! ([`bitmaps`]). The report is the same whatever the threads' timing.
+//!
+//! Memory, whatever the image says of itself: 34 bytes per metadata block of the device (at most 4,161,600 blocks);
+//! 16 KiB for each bitmap whose data blocks have references, and as much again where it records large counts (80 KiB
+//! where an eighth of these is 255 or more), but never for more than [`SPAN_BITMAPS`] bitmaps at once, nor for more than
+//! there are metadata blocks: the data blocks of larger pools are counted in several passes. Also 24 bytes per bitmap,
+//! 56 bytes per thin device, 32 MiB of nodes, and a megabyte a thread.
 
+mod agreement;
+mod bitmaps;
 mod checker;
 mod counts;
 mod devices;
 mod mappings;
 mod raw;
+mod scan;
 mod space_maps;
 mod superblock;
+mod sweep;
+mod table;
+mod tally;
 mod trees;
 
 use std::{fmt, sync::Arc};
@@ -39,6 +55,8 @@ use crate::{BlockDevice, DeviceId, MetadataBlock};
 
 /// Damage listed at most, of either severity; the rest is only counted.
 const MAX_LISTED: usize = 1_000;
+/// Bitmaps whose data blocks are counted in one pass: 133,693,440 blocks, of 64 KiB 8 TiB.
+const SPAN_BITMAPS: u64 = 8_192;
 
 /// One broken invariant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -88,6 +106,11 @@ impl CheckReport {
     }
 
     fn add(&mut self, damage: Damage) {
+        match damage.fatal {
+            true if self.fatal_omitted > 0 => return self.fatal_omitted += 1,
+            false if self.minor_omitted > 0 => return self.minor_omitted += 1,
+            _ => {}
+        }
         let listed = self.damage.iter().filter(|listed| listed.fatal == damage.fatal).count();
         match (listed < MAX_LISTED, damage.fatal) {
             (true, _) => self.damage.push(damage),
@@ -110,17 +133,28 @@ pub enum CheckError {
 /// # Errors
 /// Only when there is nothing to look at. Damage and failed reads are in the report.
 pub fn check(device: Arc<dyn BlockDevice>, data_bytes: Option<u64>) -> Result<CheckReport, CheckError> {
+    check_in_spans(device.as_ref(), data_bytes, SPAN_BITMAPS)
+}
+
+fn check_in_spans(
+    device: &dyn BlockDevice,
+    data_bytes: Option<u64>,
+    span_bitmaps: u64,
+) -> Result<CheckReport, CheckError> {
     let size = device.size_bytes();
     if size < raw::BLOCK_LEN as u64 {
         return Err(CheckError::TooSmall(size));
     }
     let mut report = CheckReport::default();
-    let Some(superblock) = Superblock::read(device.as_ref(), &mut report) else { return Ok(report) };
+    let Some(superblock) = Superblock::read(device, &mut report) else { return Ok(report) };
     superblock.check_sizes(size, data_bytes, &mut report);
-    let mut checker = Checker::new(device.as_ref(), &superblock, report);
+    let mut checker = Checker::new(device, &superblock, span_bitmaps, report);
     checker.superblock_block();
-    checker.pool(&superblock);
-    let maps = checker.space_map_structures(&superblock);
-    checker.compare(&maps);
+    checker.pool();
+    let maps = checker.space_map_structures();
+    checker.compare(&maps, span_bitmaps);
     Ok(checker.finish())
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,8 @@
 mod changes;
 #[path = "readers/check.rs"]
 mod check;
+#[path = "readers/check_damage.rs"]
+mod check_damage;
 #[path = "readers/fixture.rs"]
 mod fixture;
 #[path = "readers/image.rs"]

@@ -1,13 +1,14 @@
 //! What the parts of the checker share: where everything is noted, and the walk over the pool's trees.
 
-use std::{collections::HashMap, fmt};
+use std::{fmt, sync::Arc};
 
 use super::{
     CheckReport, Damage,
-    counts::Counts,
-    mappings::Summary,
-    raw::{BLOCK_LEN, MAX_METADATA_BLOCKS, Node, Salt, read_block},
+    raw::{BLOCK_LEN, Block, BlockFault, MAX_METADATA_BLOCKS, Node, Salt, max_entries, read_block},
+    scan::{Kept, scan},
     superblock::Superblock,
+    table::{Known, Scanned, Table},
+    tally::Tally,
 };
 use crate::{BlockDevice, DeviceId, MetadataBlock};
 
@@ -46,11 +47,11 @@ impl Role {
     ];
 
     /// Not zero.
-    const fn code(self) -> u32 {
-        self as u32 + 1
+    pub(super) const fn code(self) -> u8 {
+        self as u8 + 1
     }
 
-    fn from_code(code: u32) -> Option<Self> {
+    pub(super) fn from_code(code: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|role| role.code() == code)
     }
 
@@ -139,35 +140,36 @@ pub(super) enum Visit {
 /// Everything that was found so far.
 pub(super) struct Checker<'a> {
     pub(super) device: &'a dyn BlockDevice,
+    pub(super) superblock: &'a Superblock,
     /// Metadata blocks that may be referred to.
     pub(super) blocks: u64,
-    pub(super) data_blocks: u64,
-    pub(super) time: u32,
-    roles: Counts,
-    pub(super) metadata_counts: Counts,
-    pub(super) data_counts: Counts,
-    /// Of mapping nodes that were read; none where they are damaged.
-    pub(super) mapping_nodes: HashMap<u64, Option<Summary>>,
+    pub(super) table: Table,
+    kept: Kept,
+    /// Of the data blocks that are counted at present.
+    pub(super) tally: Arc<Tally>,
     /// Some references are not known, so counts cannot be judged.
     pub(super) incomplete: bool,
     pub(super) report: CheckReport,
 }
 
 impl<'a> Checker<'a> {
-    pub(super) fn new(device: &'a dyn BlockDevice, superblock: &Superblock, report: CheckReport) -> Self {
+    /// Scans the metadata; data blocks of the first `span_bitmaps` bitmaps are counted.
+    pub(super) fn new(
+        device: &'a dyn BlockDevice,
+        superblock: &'a Superblock,
+        span_bitmaps: u64,
+        report: CheckReport,
+    ) -> Self {
         let limit = (device.size_bytes() / BLOCK_LEN as u64).min(MAX_METADATA_BLOCKS);
-        Self {
-            device,
-            blocks: superblock.metadata_map.blocks.min(limit),
-            data_blocks: superblock.data_map.blocks,
-            time: superblock.time,
-            roles: Counts::default(),
-            metadata_counts: Counts::default(),
-            data_counts: Counts::default(),
-            mapping_nodes: HashMap::new(),
-            incomplete: false,
-            report,
-        }
+        let blocks = superblock.metadata_map.blocks.min(limit);
+        let tally = Arc::new(Tally::new(superblock, blocks, 0..span_bitmaps));
+        let mut table = Table::new(blocks);
+        // What is wrong with the copy is reported when the checker comes to it.
+        let held = (superblock.held_root != 0)
+            .then(|| superblock.read_copy(device, &mut CheckReport::default()))
+            .flatten();
+        let kept = scan(device, superblock, held.as_ref(), &tally, blocks, &mut table);
+        Self { device, superblock, blocks, table, kept, tally, incomplete: false, report }
     }
 
     pub(super) fn finish(self) -> CheckReport {
@@ -176,13 +178,15 @@ impl<'a> Checker<'a> {
 
     /// Notes the superblock as what it is.
     pub(super) fn superblock_block(&mut self) {
-        self.roles.set(0, Role::Superblock.code());
-        self.metadata_counts.increment(0);
+        if let Some(known) = self.table.entry(0) {
+            *known = Known { role: Some(Role::Superblock), references: 1, ..Known::default() };
+        }
         self.report.blocks += 1;
     }
 
     /// The trees of the pool and of its metadata snapshot.
-    pub(super) fn pool(&mut self, superblock: &Superblock) {
+    pub(super) fn pool(&mut self) {
+        let superblock = self.superblock;
         let (devices, mappings) = self.devices(superblock, false);
         self.report.devices = devices;
         self.report.mappings = mappings;
@@ -210,26 +214,47 @@ impl<'a> Checker<'a> {
             self.lost("F3", place, scope, &what);
             return Visit::Wrong;
         }
-        let code = self.roles.get(block);
-        if code == 0 {
-            self.roles.set(block, scope.role.code());
-            self.metadata_counts.increment(block);
-            self.report.blocks += 1;
-            return Visit::First;
+        let Some(known) = self.table.entry(block) else { return Visit::Wrong };
+        match known.role {
+            None => {
+                known.role = Some(scope.role);
+                known.references = 1;
+                self.report.blocks += 1;
+                Visit::First
+            }
+            Some(role) if role == scope.role => {
+                known.references = known.references.saturating_add(1);
+                Visit::Again
+            }
+            Some(role) => {
+                let what = format!("refers to block {block}, which is a {role} as well");
+                self.lost("F6", place, scope, &what);
+                Visit::Wrong
+            }
         }
-        if code == scope.role.code() {
-            self.metadata_counts.increment(block);
-            return Visit::Again;
+    }
+
+    /// A leaf that the scan found flawless and took up, if it fits here as well.
+    pub(super) fn clean_leaf(&self, place: &Place, scope: Scope) -> Option<Known> {
+        let known = self.table.get(place.block);
+        let least = if place.is_root { 0 } else { max_entries(scope.role.value_size()) / 3 };
+        let fits = known.scanned == Scanned::Clean
+            && known.scanned_as == Some(scope.role)
+            && usize::try_from(known.entries).is_ok_and(|entries| entries >= least)
+            && (known.entries == 0 || known.first >= place.first && known.last <= place.last);
+        fits.then_some(known)
+    }
+
+    fn node_block(&self, number: u64) -> Result<Arc<Block>, BlockFault> {
+        match self.kept.get(&number) {
+            Some(block) => Ok(Arc::clone(block)),
+            None => read_block(self.device, number, Salt::Node).map(Arc::from),
         }
-        let other =
-            Role::from_code(code).map_or_else(String::new, |role| format!(", which is a {role} as well"));
-        self.lost("F6", place, scope, &format!("refers to block {block}{other}"));
-        Visit::Wrong
     }
 
     /// Reads a node; damage of it is reported.
-    pub(super) fn node(&mut self, place: &Place, scope: Scope) -> Option<Node> {
-        let block = match read_block(self.device, place.block, Salt::Node) {
+    pub(super) fn node(&mut self, place: &Place, scope: Scope) -> Option<Node<Arc<Block>>> {
+        let block = match self.node_block(place.block) {
             Ok(block) => block,
             Err(fault) => {
                 self.lost("F3", place, scope, &format!("block {} is damaged: {fault}", place.block));
@@ -243,14 +268,14 @@ impl<'a> Checker<'a> {
                 return None;
             }
         };
-        if let Some(key) = node.keys.iter().find(|key| !(place.first..=place.last).contains(key)) {
+        if let Some(key) = node.keys().find(|key| !(place.first..=place.last).contains(key)) {
             self.lost("F5", place, scope, &format!("block {} has key {key}", place.block));
             return None;
         }
         if !place.is_root && node.under_full() {
             // The kernel's tools take this of mapping leaves only.
             let fatal = node.internal || scope.role != Role::MappingTree;
-            let (entries, max) = (node.keys.len(), node.max_entries);
+            let (entries, max) = (node.len, node.max_entries);
             self.note(
                 "F4",
                 fatal,

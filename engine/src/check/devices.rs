@@ -1,6 +1,7 @@
-//! F7: the two trees of devices.
+//! F7: the two trees of devices. What they say of a device takes 56 bytes while they are compared.
 
 use super::{
+    MAX_LISTED,
     checker::{Checker, Place, Role, Scope},
     raw::{u32_at, u64_at},
     superblock::Superblock,
@@ -20,28 +21,61 @@ struct Root {
     counted: bool,
 }
 
+/// Keys that are no device ids: more of them than can be listed are only counted, so that they take no memory.
+#[derive(Default)]
+struct Surplus {
+    taken: usize,
+    omitted: u64,
+}
+
+impl Surplus {
+    fn takes(&mut self, device: u64) -> bool {
+        if DeviceId::new(device).is_ok() {
+            return true;
+        }
+        let takes = self.taken < MAX_LISTED;
+        if takes {
+            self.taken += 1
+        } else {
+            self.omitted += 1
+        }
+        takes
+    }
+}
+
 impl Checker<'_> {
     /// Checks the devices of a superblock, or of a metadata snapshot; returns how many there are and their mappings.
     pub(super) fn devices(&mut self, superblock: &Superblock, held: bool) -> (u64, u64) {
         let mut roots = Vec::new();
-        let roots_complete = self.small_tree(
-            superblock.mapping_root,
-            Scope::new(Role::DeviceTree, held),
-            &mut |device, value, counted| roots.push(Root { device, block: u64_at(value, 0), counted }),
-        );
+        let mut surplus = Surplus::default();
+        let scope = Scope::new(Role::DeviceTree, held);
+        let roots_complete =
+            self.small_tree(superblock.mapping_root, scope, &mut |device, value, counted| {
+                if surplus.takes(device) {
+                    roots.push(Root { device, block: u64_at(value, 0), counted });
+                }
+            });
+        if surplus.omitted > 0 {
+            let what = format!("{} more keys are no device ids", surplus.omitted);
+            self.lost("F7", &Place::root(superblock.mapping_root), scope, &what);
+        }
         let mut details = Vec::new();
-        let details_complete = self.small_tree(
-            superblock.details_root,
-            Scope::new(Role::DetailsTree, held),
-            &mut |device, value, _| {
+        let mut surplus = Surplus::default();
+        let scope = Scope::new(Role::DetailsTree, held);
+        let details_complete = self.small_tree(superblock.details_root, scope, &mut |device, value, _| {
+            if surplus.takes(device) {
                 details.push(Details {
                     device,
                     mapped_blocks: u64_at(value, 0),
                     creation_time: u32_at(value, 16),
                     snapshotted_time: u32_at(value, 20),
                 });
-            },
-        );
+            }
+        });
+        if surplus.omitted > 0 {
+            let what = format!("{} more keys are no device ids", surplus.omitted);
+            self.lost("F7", &Place::root(superblock.details_root), scope, &what);
+        }
         let mut details = details.into_iter().peekable();
         let compare = roots_complete && details_complete;
         let mut mappings = 0_u64;

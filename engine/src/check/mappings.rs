@@ -1,32 +1,43 @@
-//! Mapping trees: each node is read once, however many devices share it.
+//! Mapping trees: each node is judged once, however many devices share it.
+
+use std::{ops::Deref, sync::Arc};
 
 use super::{
-    checker::{Checker, Place, Scope, Visit},
-    raw::{Node, u64_at},
+    checker::{Checker, Place, Role, Scope, Visit},
+    raw::{Block, Node},
+    table::{Known, Scanned},
+    tally::BadMappings,
 };
 
 /// What is under a mapping node.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Summary {
-    entries: u64,
-    levels: usize,
+struct Summary {
+    entries: u32,
+    levels: u8,
     /// First and last key, if there are any.
     keys: Option<(u64, u64)>,
 }
 
-const TIME_BITS: u32 = 24;
+impl Summary {
+    /// Of a node that was judged, or is a clean leaf; none when some of it is lost.
+    fn known(known: &Known) -> Option<Self> {
+        let keys = (known.entries > 0).then_some((known.first, known.last));
+        (known.levels > 0).then_some(Self { entries: known.entries, levels: known.levels, keys })
+    }
+}
 
 impl Checker<'_> {
     /// Entries of a device's tree; none when some of it is lost. `counted` when the reference to the root is
     /// met for the first time.
     pub(super) fn mapping_tree(&mut self, root: u64, scope: Scope, counted: bool) -> Option<u64> {
         let place = Place::root(root);
-        let known = self.mapping_nodes.get(&root).copied();
-        let summary = match known {
-            Some(known) if !counted => self.known_node(&place, scope, known),
-            _ => self.mapping_node(&place, scope, &mut Vec::new()),
+        let judged = self.table.get(root).role == Some(Role::MappingTree);
+        let summary = if judged && !counted {
+            self.known_node(&place, scope)
+        } else {
+            self.mapping_node(&place, scope, &mut Vec::new())
         };
-        summary.map(|summary| summary.entries)
+        summary.map(|summary| u64::from(summary.entries))
     }
 
     fn mapping_node(&mut self, place: &Place, scope: Scope, path: &mut Vec<u64>) -> Option<Summary> {
@@ -35,29 +46,24 @@ impl Checker<'_> {
         }
         match self.visit(place, scope) {
             Visit::Wrong => return None,
-            Visit::Again => {
-                let known = self.mapping_nodes.get(&place.block).copied().flatten();
-                return self.known_node(place, scope, known);
-            }
+            Visit::Again => return self.known_node(place, scope),
             Visit::First => {}
         }
-        let node = self.node(place, scope);
-        let summary = node.and_then(|node| {
-            if !node.internal {
-                return Some(self.mapping_leaf(&node, place, scope));
-            }
-            path.push(place.block);
-            let summary = self.mapping_children(&node, place, scope, path);
-            path.pop();
-            summary
-        });
-        self.mapping_nodes.insert(place.block, summary);
+        let summary = match self.clean_leaf(place, scope) {
+            Some(leaf) => Summary::known(&Known { levels: 1, ..leaf }),
+            None => self.read_mapping_node(place, scope, path),
+        };
+        if let Some(known) = self.table.entry(place.block) {
+            let (first, last) = summary.and_then(|summary| summary.keys).unwrap_or_default();
+            let (entries, levels) = summary.map_or((0, 0), |summary| (summary.entries, summary.levels));
+            *known = Known { first, last, entries, levels, ..*known };
+        }
         summary
     }
 
     /// A node that was met before: it must fit here as well.
-    fn known_node(&mut self, place: &Place, scope: Scope, known: Option<Summary>) -> Option<Summary> {
-        let Some(summary) = known else {
+    fn known_node(&mut self, place: &Place, scope: Scope) -> Option<Summary> {
+        let Some(summary) = Summary::known(&self.table.get(place.block)) else {
             let what = format!("block {} is shared, and damage in or under it was found before", place.block);
             self.lost("F3", place, scope, &what);
             return None;
@@ -72,9 +78,20 @@ impl Checker<'_> {
         Some(summary)
     }
 
+    fn read_mapping_node(&mut self, place: &Place, scope: Scope, path: &mut Vec<u64>) -> Option<Summary> {
+        let node = self.node(place, scope)?;
+        if !node.internal {
+            return Some(self.mapping_leaf(&node, place, scope));
+        }
+        path.push(place.block);
+        let summary = self.mapping_children(&node, place, scope, path);
+        path.pop();
+        summary
+    }
+
     fn mapping_children(
         &mut self,
-        node: &Node,
+        node: &Node<Arc<Block>>,
         place: &Place,
         scope: Scope,
         path: &mut Vec<u64>,
@@ -99,38 +116,29 @@ impl Checker<'_> {
         all.filter(|_| complete).map(|sum| Summary { levels: sum.levels + 1, ..sum })
     }
 
-    /// Counts the data blocks of a leaf. F8.
-    fn mapping_leaf(&mut self, node: &Node, place: &Place, scope: Scope) -> Summary {
-        let mut beyond = 0_u64;
-        let mut future = 0_u64;
-        for (_, value) in node.entries() {
-            let packed = u64_at(value, 0);
-            let data_block = packed >> TIME_BITS;
-            if data_block < self.data_blocks {
-                self.data_counts.increment(data_block);
-            } else {
-                beyond += 1;
-            }
-            future += u64::from(packed & ((1 << TIME_BITS) - 1) > u64::from(self.time));
-        }
+    /// Reports what is wrong in a leaf, and counts its data blocks unless the scan did. F8.
+    fn mapping_leaf<B>(&mut self, leaf: &Node<B>, place: &Place, scope: Scope) -> Summary
+    where
+        B: Deref<Target = Block>,
+    {
+        let known = self.table.get(place.block);
+        let counted = known.scanned != Scanned::No && known.scanned_as == Some(scope.role);
+        let BadMappings { beyond, future } = self.tally.mapping_leaf(leaf, !counted);
         if beyond > 0 {
             let what = format!(
                 "block {} maps {beyond} virtual blocks beyond the {} data blocks",
-                place.block, self.data_blocks
+                place.block, self.tally.data_blocks
             );
             self.note("F8", true, place, scope, &what);
         }
         if future > 0 {
             let what = format!(
                 "block {} has {future} mappings later than the pool's time {}",
-                place.block, self.time
+                place.block, self.tally.time
             );
             self.note("F8", true, place, scope, &what);
         }
-        Summary {
-            entries: node.keys.len() as u64,
-            levels: 1,
-            keys: node.keys.first().copied().zip(node.keys.last().copied()),
-        }
+        let entries = u32::try_from(leaf.len).unwrap_or(u32::MAX);
+        Summary { entries, levels: 1, keys: leaf.key_range() }
     }
 }

@@ -1,7 +1,7 @@
 //! Bytes of metadata blocks, decoded by the checker on its own: it must not share the mistakes of the code that
 //! writes and reads pools.
 
-use std::io;
+use std::{io, ops::Deref};
 
 use crate::BlockDevice;
 
@@ -76,14 +76,20 @@ pub(super) fn read_block(
         io::Error::new(io::ErrorKind::UnexpectedEof, "the block number is beyond every device")
     })?;
     device.read_at(offset, block.as_mut_slice())?;
-    let found = u32_at(block.as_slice(), 0);
+    verify(&block, number, salt)?;
+    Ok(block)
+}
+
+/// Whether block `number` has its checksum and is where it says.
+pub(super) fn verify(block: &Block, number: u64, salt: Salt) -> Result<(), BlockFault> {
+    let found = u32_at(block, 0);
     let covered = block.get(4..).unwrap_or_default();
     let expected = !crc32c::crc32c(covered) ^ salt.value();
     if found != expected {
         return Err(BlockFault::Checksum { expected, found });
     }
-    match u64_at(block.as_slice(), 8) {
-        own if own == number => Ok(block),
+    match u64_at(block, 8) {
+        own if own == number => Ok(()),
         found => Err(BlockFault::Location { found }),
     }
 }
@@ -105,18 +111,24 @@ pub(super) enum NodeFault {
     Order { before: u64, key: u64 },
 }
 
-/// A well-formed node.
-pub(super) struct Node {
-    block: Box<Block>,
+/// Entries for which a node with values of this size has room.
+pub(super) const fn max_entries(value_size: usize) -> usize {
+    (BLOCK_LEN - NODE_HEADER_LEN) / (KEY_LEN + value_size) / 3 * 3
+}
+
+/// A well-formed node, in the bytes of its block.
+pub(super) struct Node<B> {
+    block: B,
     pub(super) internal: bool,
-    pub(super) keys: Vec<u64>,
+    /// How many keys and values it has.
+    pub(super) len: usize,
     pub(super) max_entries: usize,
     value_size: usize,
 }
 
-impl Node {
+impl<B: Deref<Target = Block>> Node<B> {
     /// Decodes a node of a tree whose leaves have values of `leaf_value_size` bytes.
-    pub(super) fn decode(block: Box<Block>, leaf_value_size: usize) -> Result<Self, NodeFault> {
+    pub(super) fn decode(block: B, leaf_value_size: usize) -> Result<Self, NodeFault> {
         let bytes = block.as_slice();
         let internal = match u32_at(bytes, 4) {
             INTERNAL => true,
@@ -128,50 +140,68 @@ impl Node {
         if usize::try_from(found) != Ok(value_size) {
             return Err(NodeFault::ValueSize { expected: value_size, found });
         }
-        let max_entries = (BLOCK_LEN - NODE_HEADER_LEN) / (KEY_LEN + value_size) / 3 * 3;
+        let max_entries = max_entries(value_size);
         let found = u32_at(bytes, 20);
         if usize::try_from(found) != Ok(max_entries) {
             return Err(NodeFault::MaxEntries { expected: max_entries, found });
         }
         let found = u32_at(bytes, 16);
-        let entries = match usize::try_from(found) {
-            Ok(entries) if entries <= max_entries => entries,
+        let len = match usize::try_from(found) {
+            Ok(len) if len <= max_entries => len,
             _ => return Err(NodeFault::TooMany { max: max_entries, found }),
         };
-        if internal && entries == 0 {
+        if internal && len == 0 {
             return Err(NodeFault::Empty);
         }
-        let keys: Vec<u64> =
-            (0..entries).map(|index| u64_at(bytes, NODE_HEADER_LEN + index * KEY_LEN)).collect();
-        for pair in keys.windows(2) {
-            if let &[before, key] = pair
-                && before >= key
-            {
-                return Err(NodeFault::Order { before, key });
-            }
+        let node = Self { block, internal, len, max_entries, value_size };
+        let pairs = || node.keys().zip(node.keys().skip(1));
+        // All are looked at, without a way out at each: that is what makes it fast.
+        if pairs().fold(true, |ascending, (before, key)| ascending & (before < key)) {
+            return Ok(node);
         }
-        Ok(Self { block, internal, keys, max_entries, value_size })
+        let wrong = pairs().find(|(before, key)| before >= key);
+        let (before, key) = wrong.unwrap_or_default();
+        Err(NodeFault::Order { before, key })
     }
 
-    /// The bytes of value `index`.
-    pub(super) fn value(&self, index: usize) -> &[u8] {
-        let begin = NODE_HEADER_LEN + self.max_entries * KEY_LEN + index * self.value_size;
-        self.block.get(begin..begin + self.value_size).unwrap_or_default()
+    /// So many bytes from `begin` on, as words.
+    fn words(&self, begin: usize, len: usize) -> &[[u8; 8]] {
+        self.block.get(begin..begin + len).unwrap_or_default().as_chunks().0
+    }
+
+    fn values_begin(&self) -> usize {
+        NODE_HEADER_LEN + self.max_entries * KEY_LEN
+    }
+
+    pub(super) fn keys(&self) -> impl DoubleEndedIterator<Item = u64> {
+        self.words(NODE_HEADER_LEN, self.len * KEY_LEN).iter().map(|key| u64::from_le_bytes(*key))
+    }
+
+    /// First and last key; none of an empty leaf.
+    pub(super) fn key_range(&self) -> Option<(u64, u64)> {
+        self.keys().next().zip(self.keys().next_back())
+    }
+
+    /// The values of a node that has such of 8 bytes.
+    pub(super) fn pointers(&self) -> impl Iterator<Item = u64> {
+        self.words(self.values_begin(), self.len * 8).iter().map(|value| u64::from_le_bytes(*value))
     }
 
     /// Keys with their values, in order.
     pub(super) fn entries(&self) -> impl Iterator<Item = (u64, &[u8])> {
-        self.keys.iter().enumerate().map(|(index, key)| (*key, self.value(index)))
+        let begin = self.values_begin();
+        let values = self.block.get(begin..begin + self.len * self.value_size).unwrap_or_default();
+        self.keys().zip(values.chunks_exact(self.value_size))
     }
 
     /// The children of an internal node: first key, last key, block. `last` is the last key of the node's own range.
     pub(super) fn children(&self, last: u64) -> impl Iterator<Item = (u64, u64, u64)> {
-        let ends = self.keys.iter().skip(1).map(|key| key.saturating_sub(1)).chain(std::iter::once(last));
-        self.entries().zip(ends).map(|((first, value), end)| (first, end, u64_at(value, 0)))
+        let ends = self.keys().skip(1).map(|key| key.saturating_sub(1)).chain(std::iter::once(last));
+        self.keys().zip(ends).zip(self.pointers()).map(|((first, end), block)| (first, end, block))
     }
 
     /// Whether a node that is no root has fewer entries than a third of its room.
     pub(super) fn under_full(&self) -> bool {
-        self.keys.len() < self.max_entries / 3
+        self.len < self.max_entries / 3
     }
 }

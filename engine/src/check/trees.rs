@@ -1,11 +1,14 @@
-//! The small trees: their nodes are read again for each root that leads to them, but counted once.
+//! The small trees: their nodes are judged again for each root that leads to them, but counted once.
+
+use std::sync::Arc;
 
 use super::{
     checker::{Checker, MAX_LEVELS, Place, Scope, Visit},
-    raw::Node,
+    raw::{Block, Node},
 };
 
-/// Takes a leaf's entry: key, value, and whether the leaf is met for the first time.
+/// Takes a leaf's entry: key, value, and whether the leaf is met for the first time. It does not see the leaves of large
+/// counts that the scan took up and found flawless.
 pub(super) type Each<'a> = &'a mut dyn FnMut(u64, &[u8], bool);
 
 impl Checker<'_> {
@@ -23,7 +26,7 @@ impl Checker<'_> {
         counted: bool,
         path: &mut Vec<u64>,
         each: Each<'_>,
-    ) -> Option<usize> {
+    ) -> Option<u8> {
         if self.is_endless(place, scope, path) {
             return None;
         }
@@ -32,6 +35,9 @@ impl Checker<'_> {
             Some(Visit::First) => true,
             Some(Visit::Again) | None => false,
         };
+        if self.clean_leaf(place, scope).is_some() {
+            return Some(1);
+        }
         let node = self.node(place, scope)?;
         if !node.internal {
             for (key, value) in node.entries() {
@@ -47,13 +53,13 @@ impl Checker<'_> {
 
     fn small_children(
         &mut self,
-        node: &Node,
+        node: &Node<Arc<Block>>,
         place: &Place,
         scope: Scope,
         counted: bool,
         path: &mut Vec<u64>,
         each: Each<'_>,
-    ) -> Option<usize> {
+    ) -> Option<u8> {
         let mut levels = None;
         let mut complete = true;
         for (first, last, block) in node.children(place.last) {
@@ -69,7 +75,7 @@ impl Checker<'_> {
     }
 
     /// F5: whether a subtree is as high as its sibling.
-    pub(super) fn same_levels(&mut self, place: &Place, scope: Scope, expected: usize, found: usize) -> bool {
+    pub(super) fn same_levels(&mut self, place: &Place, scope: Scope, expected: u8, found: u8) -> bool {
         if expected != found {
             let what =
                 format!("block {} is {found} levels above the leaves, its sibling {expected}", place.block);

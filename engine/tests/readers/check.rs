@@ -22,10 +22,6 @@ const METADATA_MAP: usize = 192;
 /// First value of a node with values of 8 bytes.
 const VALUES: usize = 32 + 8 * 252;
 
-fn image(case: &str) -> Image {
-    Image { device: Arc::new(Fixture::load(case).device().duplicate()) }
-}
-
 fn invariants(report: &CheckReport) -> Vec<&'static str> {
     let mut found: Vec<_> =
         report.damage.iter().filter(|damage| damage.fatal).map(|damage| damage.invariant).collect();
@@ -64,7 +60,7 @@ fn what_the_kernel_wrote_is_sound() {
 fn every_flipped_bit_in_a_reachable_block_is_found() {
     let mut random = random();
     for case in ["c-nested-msnap", "h-data"] {
-        let image = image(case);
+        let image = Image::load(case);
         let reachable = image.reachable();
         assert!(reachable.len() > 10);
         for block in reachable {
@@ -82,7 +78,7 @@ fn every_flipped_bit_in_a_reachable_block_is_found() {
 
 #[test]
 fn a_flipped_bit_outside_of_what_is_reachable_is_no_damage() {
-    let image = image("h-data");
+    let image = Image::load("h-data");
     let reachable = image.reachable();
     let free = (0..4096).find(|block| !reachable.contains(block)).unwrap();
     image.flip(free, 77);
@@ -91,7 +87,7 @@ fn a_flipped_bit_outside_of_what_is_reachable_is_no_damage() {
 
 #[test]
 fn damage_names_block_device_and_keys() {
-    let image = image("h-data");
+    let image = Image::load("h-data");
     let device_tree = image.u64_at(0, MAPPING_ROOT);
     let leaf = image.u64_at(device_tree, VALUES + 8);
     image.flip(leaf, 4096);
@@ -109,18 +105,18 @@ fn a_wrong_field_of_the_superblock_is_found() {
     for (invariant, offset, value) in
         [("F1", 40, 3), ("F1", 360, 1), ("F1", 356, 1), ("F1", 336, 129), ("F1", 340, 16), ("F1", 4, 2)]
     {
-        let image = image("b-seq-64k");
+        let image = Image::load("b-seq-64k");
         image.put_u32(0, offset, value);
         assert_breaks(invariant, &image);
     }
-    let image = image("b-seq-64k");
+    let image = Image::load("b-seq-64k");
     image.put_u64(0, 32, 1);
     assert_breaks("F1", &image);
 }
 
 #[test]
 fn space_maps_larger_than_the_devices_are_found() {
-    let image = image("b-seq-64k");
+    let image = Image::load("b-seq-64k");
     let device: Arc<dyn BlockDevice> = Arc::clone(&image.device) as _;
     assert!(check(Arc::clone(&device), Some(256 * 65536)).unwrap().is_sound());
     assert_eq!(invariants(&check(device, Some(256 * 65536 - 1)).unwrap()), ["F2"]);
@@ -131,12 +127,12 @@ fn space_maps_larger_than_the_devices_are_found() {
 #[test]
 fn a_wrong_node_header_is_found() {
     for (offset, value) in [(4, 3), (16, 253), (20, 251), (24, 4)] {
-        let image = image("b-seq-64k");
+        let image = Image::load("b-seq-64k");
         let leaf = image.u64_at(image.u64_at(0, MAPPING_ROOT), VALUES);
         image.put_u32(leaf, offset, value);
         assert_breaks("F4", &image);
     }
-    let image = image("b-seq-64k");
+    let image = Image::load("b-seq-64k");
     let leaf = image.u64_at(image.u64_at(0, MAPPING_ROOT), VALUES);
     image.put_u64(leaf, 32 + 8, 0);
     assert_breaks("F4", &image);
@@ -144,7 +140,7 @@ fn a_wrong_node_header_is_found() {
 
 #[test]
 fn keys_outside_of_their_range_and_cycles_are_found() {
-    let image = image("f-fragmented-1t");
+    let image = Image::load("f-fragmented-1t");
     let devices = image.u64_at(0, MAPPING_ROOT);
     let root = image.u64_at(devices, VALUES);
     assert_eq!(image.u32_at(root, 4), 1, "the tree of device 0 has internal nodes");
@@ -166,19 +162,19 @@ fn keys_outside_of_their_range_and_cycles_are_found() {
 fn devices_that_their_details_contradict_are_found() {
     let details_values = 32 + 8 * 126;
     for (offset, value) in [(0, 36), (16, (2 << 32) | 3), (16, 9 << 32)] {
-        let image = image("h-data");
+        let image = Image::load("h-data");
         let details = image.u64_at(0, DETAILS_ROOT);
         image.put_u64(details, details_values + offset, value);
         assert_breaks("F7", &image);
     }
-    let image = image("b-seq-64k");
+    let image = Image::load("b-seq-64k");
     image.put_u64(image.u64_at(0, DETAILS_ROOT), 32, 5);
     assert_breaks("F7", &image);
 }
 
 #[test]
 fn mappings_beyond_the_data_and_from_the_future_are_found() {
-    let image = image("b-seq-64k");
+    let image = Image::load("b-seq-64k");
     let leaf = image.u64_at(image.u64_at(0, MAPPING_ROOT), VALUES);
     let mapped = image.u64_at(leaf, VALUES);
     image.put_u64(leaf, VALUES, mapped | 5);
@@ -189,7 +185,7 @@ fn mappings_beyond_the_data_and_from_the_future_are_found() {
 
 #[test]
 fn wrong_counts_are_found_and_a_leak_is_not_fatal() {
-    let image = image("b-seq-64k");
+    let image = Image::load("b-seq-64k");
     let leaf = image.u64_at(image.u64_at(0, MAPPING_ROOT), VALUES);
     // Virtual block 0 takes the data block of virtual block 1: that one has a reference too few recorded.
     let second = image.u64_at(leaf, VALUES + 8);
@@ -197,7 +193,7 @@ fn wrong_counts_are_found_and_a_leak_is_not_fatal() {
     let report = assert_breaks("F9", &image);
     assert!(report.damage.iter().any(|damage| !damage.fatal && damage.description.contains("leaked")));
 
-    let image = self::image("b-seq-64k");
+    let image = Image::load("b-seq-64k");
     let index = image.u64_at(0, METADATA_MAP + 16);
     let bitmap = image.u64_at(index, 16);
     // Superblock: count 1 becomes 2.
@@ -207,7 +203,7 @@ fn wrong_counts_are_found_and_a_leak_is_not_fatal() {
 
 #[test]
 fn large_counts_must_be_where_the_bits_say() {
-    let image = image("b-seq-64k");
+    let image = Image::load("b-seq-64k");
     let bitmap = image.u64_at(image.u64_at(0, METADATA_MAP + 16), 16);
     image.edit(bitmap, |bytes| bytes[16] |= 3);
     assert_breaks("F11", &image);
@@ -215,7 +211,7 @@ fn large_counts_must_be_where_the_bits_say() {
 
 #[test]
 fn wrong_figures_of_a_space_map_are_found() {
-    let image = image("b-seq-64k");
+    let image = Image::load("b-seq-64k");
     let index = image.u64_at(0, METADATA_MAP + 16);
     let free = image.u32_at(index, 24);
     image.put_u32(index, 24, free - 1);
@@ -242,7 +238,7 @@ fn wrong_figures_of_a_space_map_are_found() {
 #[test]
 fn a_metadata_snapshot_that_is_none_is_found() {
     for (offset, value) in [(56, 7), (64, 1), (48, 1 << 40)] {
-        let image = image("h-data");
+        let image = Image::load("h-data");
         let held = image.u64_at(0, 56);
         image.put_u64(held, offset, value);
         assert_breaks("F14", &image);
@@ -262,7 +258,7 @@ fn a_device_without_room_for_a_superblock_is_refused() {
 fn arbitrary_sealed_metadata_is_survived() {
     let mut random = random();
     for case in ["c-nested-msnap", "h-data"] {
-        let image = image(case);
+        let image = Image::load(case);
         let reachable = image.reachable();
         for _ in 0..250 {
             let damaged = Image { device: Arc::new(image.device.duplicate()) };

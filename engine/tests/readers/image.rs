@@ -1,7 +1,7 @@
-//! Metadata that a test can damage: every block that a check reads is known, and blocks can be sealed again.
+//! Metadata that a test can damage: blocks in use are known, and can be sealed again. A check that writes fails the test.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     sync::{Arc, Mutex},
 };
@@ -12,15 +12,24 @@ use thinbak_engine::{
     format::{BlockKind, checksum},
 };
 
-/// A device that remembers which blocks were read.
+use crate::fixture::Fixture;
+
+/// A device that panics when anything would change it, and remembers which blocks were read. Blocks can be made
+/// unreadable, for good or for the next so many attempts.
 pub(crate) struct Watched {
-    device: MemoryDevice,
-    pub(crate) read: Mutex<BTreeSet<u64>>,
+    device: Arc<MemoryDevice>,
+    read: Mutex<BTreeSet<u64>>,
+    unreadable: Mutex<BTreeMap<u64, u32>>,
 }
 
 impl Watched {
-    pub(crate) fn new(device: MemoryDevice) -> Self {
-        Self { device, read: Mutex::default() }
+    pub(crate) fn new(device: Arc<MemoryDevice>) -> Self {
+        Self { device, read: Mutex::default(), unreadable: Mutex::default() }
+    }
+
+    /// Lets the next reads of a block fail, and of whatever includes it.
+    pub(crate) fn fail(&self, block: u64, attempts: u32) {
+        self.unreadable.lock().unwrap().insert(block, attempts);
     }
 }
 
@@ -30,20 +39,26 @@ impl BlockDevice for Watched {
     }
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         let blocks = offset / 4096..(offset + buf.len() as u64).div_ceil(4096);
+        for (_, attempts) in self.unreadable.lock().unwrap().range_mut(blocks.clone()) {
+            if *attempts > 0 {
+                *attempts -= 1;
+                return Err(io::Error::other("a bad sector"));
+            }
+        }
         self.read.lock().unwrap().extend(blocks);
         self.device.read_at(offset, buf)
     }
-    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        self.device.write_at(offset, buf)
+    fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
+        panic!("a check writes");
     }
     fn flush(&self) -> io::Result<()> {
-        self.device.flush()
+        panic!("a check flushes");
     }
-    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.device.discard(offset, len)
+    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+        panic!("a check discards");
     }
-    fn resize(&self, size: u64) -> io::Result<()> {
-        self.device.resize(size)
+    fn resize(&self, _: u64) -> io::Result<()> {
+        panic!("a check resizes");
     }
 }
 
@@ -53,18 +68,32 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    pub(crate) fn check(&self) -> CheckReport {
-        check(Arc::clone(&self.device) as Arc<dyn BlockDevice>, None).unwrap()
+    /// A copy of a fixture's metadata.
+    pub(crate) fn load(case: &str) -> Self {
+        Self { device: Arc::new(Fixture::load(case).device().duplicate()) }
     }
 
-    /// The blocks that a check of the sound image reads: all that is reachable.
+    pub(crate) fn check(&self) -> CheckReport {
+        check(Arc::new(Watched::new(Arc::clone(&self.device))), None).unwrap()
+    }
+
+    /// The blocks in use, by the metadata space map. A check of the sound image reads them all.
     pub(crate) fn reachable(&self) -> Vec<u64> {
-        let watched = Arc::new(Watched::new(self.device.duplicate()));
+        let index = self.u64_at(0, 192 + 16);
+        let blocks = self.u64_at(0, 192);
+        let is_used = |block: &u64| {
+            let bitmap = self.u64_at(index, 16 + 16 * usize::try_from(block / 16_320).unwrap());
+            let entry = usize::try_from(block % 16_320).unwrap();
+            self.block(bitmap)[16 + entry / 4] >> (entry % 4 * 2) & 3 != 0
+        };
+        let used: Vec<u64> = (0..blocks).filter(is_used).collect();
+        let watched = Arc::new(Watched::new(Arc::clone(&self.device)));
         let report = check(Arc::clone(&watched) as Arc<dyn BlockDevice>, None).unwrap();
         assert!(report.is_sound());
-        let read = watched.read.lock().unwrap().iter().copied().collect::<Vec<_>>();
-        assert_eq!(read.len() as u64, report.blocks);
-        read
+        assert_eq!(used.len() as u64, report.blocks);
+        let read = watched.read.lock().unwrap();
+        assert!(used.iter().all(|block| read.contains(block)));
+        used
     }
 
     pub(crate) fn block(&self, block: u64) -> Box<[u8; 4096]> {
@@ -87,19 +116,18 @@ impl Image {
         self.device.write_at(block * 4096, bytes.as_slice()).unwrap();
     }
 
-    /// Which kind of block the checksum says it is.
-    pub(crate) fn kind(&self, block: u64) -> BlockKind {
+    /// Which kind of block the checksum says it is; none when it is wrong.
+    pub(crate) fn kind(&self, block: u64) -> Option<BlockKind> {
         let bytes = self.block(block);
         let stored = u32::from_le_bytes(bytes[..4].try_into().unwrap());
         [BlockKind::Superblock, BlockKind::Node, BlockKind::Bitmap, BlockKind::Index]
             .into_iter()
             .find(|kind| checksum(&bytes, *kind) == stored)
-            .unwrap_or_else(|| panic!("{} is not sealed", MetadataBlock(block)))
     }
 
     /// Changes a block and gives it a valid checksum again.
     pub(crate) fn edit(&self, block: u64, change: impl FnOnce(&mut [u8])) {
-        let kind = self.kind(block);
+        let kind = self.kind(block).unwrap_or_else(|| panic!("{} is not sealed", MetadataBlock(block)));
         let mut bytes = self.block(block);
         change(bytes.as_mut_slice());
         let sum = checksum(&bytes, kind);
