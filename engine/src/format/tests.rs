@@ -1,3 +1,5 @@
+mod document;
+
 use super::{
     BLOCK_BYTES, Bitmap, BlockBytes, BlockKind, BlockSize, DataBlock, DeviceDetails, DeviceId, IndexEntry,
     MappedBlock, MetadataBlock, MetadataError, MetadataIndex, Node, NodeValue, RawBlock, RawCount,
