@@ -116,7 +116,7 @@ impl Volume {
     fn new(dir: &Path, provisioned: bool) -> Result<Self> {
         let device = |name: &str, bytes| FileDevice::create(&dir.join(name), bytes).map(Arc::new);
         let block_size = BlockSize::from_bytes(BLOCK_BYTES)?;
-        let pool = Pool::format(device("metadata", 64 << 20)?, device("data", 8 << 30)?, block_size)?;
+        let pool = Pool::format(device("metadata", 512 << 20)?, device("data", 8 << 30)?, block_size)?;
         pool.create_thin(DeviceId::new(0)?)?;
         let volume = Self { pool };
         if provisioned {
