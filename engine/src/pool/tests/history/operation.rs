@@ -9,7 +9,7 @@ use rand::seq::IteratorRandom;
 use super::super::{BLOCK, id};
 use super::stamps::{self, GRANULE, GRANULES};
 use super::state::State;
-use crate::{BlockDevice, Operation, Pool, PoolError};
+use crate::{Operation, Pool, PoolError};
 
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
@@ -57,14 +57,8 @@ impl Op {
         }
     }
 
-    /// Does it. What is read is held against the state before.
-    pub(crate) fn perform(
-        &self,
-        pool: &Pool,
-        data: &dyn BlockDevice,
-        state: &State,
-        stamp: u32,
-    ) -> Result<(), PoolError> {
+    /// Does it. What is read is held against the state before; a data device that grows has grown already.
+    pub(crate) fn perform(&self, pool: &Pool, state: &State, stamp: u32) -> Result<(), PoolError> {
         let range =
             |granules: &Range<u64>| (granules.start * GRANULE, (granules.end - granules.start) * GRANULE);
         match self {
@@ -95,14 +89,7 @@ impl Op {
             Self::Commit => pool.commit(),
             Self::Reserve => pool.reserve_metadata_snap(),
             Self::Release => pool.release_metadata_snap(),
-            Self::Grow(blocks) => {
-                let failed = |action| {
-                    move |source| PoolError::Io { action, offset: 0, length: blocks * BLOCK, source }
-                };
-                data.resize(blocks * BLOCK).map_err(failed("resize"))?;
-                data.flush().map_err(failed("flush"))?;
-                pool.grow_data(blocks * BLOCK)
-            }
+            Self::Grow(blocks) => pool.grow_data(blocks * BLOCK),
         }
     }
 }

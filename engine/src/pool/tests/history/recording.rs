@@ -10,7 +10,8 @@ use super::operation::{Mix, Op};
 use super::picture::{Picture, Tolerance, check_cell};
 use super::state::{State, Writes, fresh};
 use crate::{
-    BlockSize, CrashReplay, FaultDevice, FaultLog, IoEvent, MemoryDevice, Pool, PoolError, PoolMode,
+    BlockDevice, BlockSize, CrashReplay, FaultDevice, FaultLog, IoEvent, MemoryDevice, Pool, PoolError,
+    PoolMode,
 };
 
 pub(crate) const METADATA: usize = 0;
@@ -107,7 +108,14 @@ impl Recorder {
     pub(crate) fn step(&mut self, op: &Op) -> Result<(), PoolError> {
         let (step, stamp, passed) = (self.steps.states.len(), fresh(), self.log.len());
         let mut state = self.state().clone();
-        let done = op.perform(&self.pool, self.devices[DATA].as_ref(), &state, stamp);
+        if let Op::Grow(blocks) = op {
+            // Not the pool's work, and so its faults are not the pool's either: a failed flush would be told to others.
+            self.log.pause(true);
+            self.devices[DATA].resize(blocks * super::super::BLOCK).unwrap();
+            self.devices[DATA].flush().unwrap();
+            self.log.pause(false);
+        }
+        let done = op.perform(&self.pool, &state, stamp);
         match done {
             Ok(()) => state.apply(op, step, stamp, &mut self.steps.writes),
             Err(_) => self.settle(op, &mut state, step, stamp),
