@@ -20,16 +20,16 @@
 //! It decodes blocks on its own, so that a mistake in the code that writes pools is not repeated here. Damage
 //! is reported and the search goes on; counts are compared only when all trees could be read.
 //!
-//! A scan ([`scan`]) first reads all that can be reached, with several threads, neighbouring blocks together, and notes
+//! A scan (`scan`) first reads all that can be reached, with several threads, neighbouring blocks together, and notes
 //! of each leaf whether it is flawless. Then one thread follows every reference in order and judges it
-//! ([`checker`]); it reads again only what is not flawless. Last, the bitmaps are compared with what was counted
-//! ([`bitmaps`]). The report is the same whatever the threads' timing.
+//! (`checker`); it reads again only what is not flawless. Last, the bitmaps are compared with what was counted
+//! (`bitmaps`). The report is the same whatever the threads' timing.
 //!
 //! Memory, whatever the image says of itself: 34 bytes per metadata block of the device (at most 4,161,600 blocks);
 //! 16 KiB for each bitmap whose data blocks have references, and as much again where it records large counts (80 KiB
-//! where an eighth of these is 255 or more), but never for more than [`SPAN_BITMAPS`] bitmaps at once, nor for more than
-//! there are metadata blocks: the data blocks of larger pools are counted in several passes. Also 24 bytes per bitmap,
-//! 56 bytes per thin device, 32 MiB of nodes, and a megabyte a thread.
+//! where an eighth of these is 255 or more), but never for more than 8,192 bitmaps at once, nor for more than there are
+//! metadata blocks: data blocks beyond the first 133,693,440 are counted in further passes, which read all leaves
+//! again. Also 24 bytes per bitmap, 56 bytes per thin device, 32 MiB of nodes, and a megabyte a thread.
 
 mod agreement;
 mod bitmaps;
@@ -152,7 +152,7 @@ fn check_in_spans(
     checker.superblock_block();
     checker.pool();
     let maps = checker.space_map_structures();
-    checker.compare(&maps, span_bitmaps);
+    checker.compare(maps, span_bitmaps);
     Ok(checker.finish())
 }
 

@@ -7,7 +7,6 @@ use super::{
     checker::{Checker, Place, Role, Scope, Visit},
     raw::{BITMAP_HEADER_LEN, ENTRIES_PER_BITMAP, MAX_DATA_BLOCKS, Salt, read_block, u32_at, u64_at},
     superblock::SpaceMapRoot,
-    tally::FIRST_LARGE_COUNT,
 };
 
 /// Slots of the metadata index.
@@ -175,18 +174,15 @@ impl Checker<'_> {
         let scope = Scope::new(role, false);
         let place = Place::root(root.ref_count_root);
         let tally = Arc::clone(&self.tally);
-        let (_, large) = tally.large(role);
         let (mut wrong, mut omitted) = (Vec::new(), 0_u64);
         // Sees what the scan did not take up, or did not find flawless.
         let complete = self.small_tree(root.ref_count_root, scope, &mut |block, value, _| {
             let count = u32_at(value, 0);
-            if block < root.blocks {
-                large.set(block, count);
+            match tally.record(role, block, count) {
+                true => {}
+                false if wrong.len() < MAX_LISTED => wrong.push((block, count)),
+                false => omitted += 1,
             }
-            if block < root.blocks && count >= FIRST_LARGE_COUNT {
-                return;
-            }
-            if wrong.len() < MAX_LISTED { wrong.push((block, count)) } else { omitted += 1 }
         });
         for (block, count) in wrong {
             let place = Place { first: block, last: block, ..place };

@@ -1,6 +1,9 @@
 //! What leaves add up to: references to data blocks, and the counts that the space maps record in trees.
 
-use std::ops::{Deref, Range};
+use std::{
+    ops::{Deref, Range},
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use super::{
     checker::Role,
@@ -27,6 +30,8 @@ pub(super) struct Tally {
     pub(super) data_blocks: u64,
     metadata_blocks: u64,
     pub(super) time: u32,
+    /// The highest data block that was counted or recorded, in the span or not.
+    highest: AtomicU64,
     /// References from mapping leaves.
     pub(super) data: Counts,
     /// What the data space map's tree of large counts records.
@@ -50,22 +55,32 @@ impl Tally {
             data_blocks,
             metadata_blocks,
             time: superblock.time,
+            highest: AtomicU64::new(0),
             data: Counts::new(data_bitmaps.clone()),
             large_data: Counts::new(data_bitmaps),
             large_metadata: Counts::new(metadata_bitmaps),
         }
     }
 
+    /// The highest data block that was counted or recorded, in the span or not.
+    pub(super) fn highest(&self) -> u64 {
+        self.highest.load(Ordering::Relaxed)
+    }
+
     /// Looks for bad mappings in a mapping leaf and, if wanted, counts its references.
     pub(super) fn mapping_leaf<B: Deref<Target = Block>>(&self, leaf: &Node<B>, count: bool) -> BadMappings {
         let mut bad = BadMappings::default();
         let (mut first, mut len) = (0, 0);
+        let mut highest = 0;
         for packed in leaf.pointers() {
             let (data_block, time) = (packed >> TIME_BITS, packed & ((1 << TIME_BITS) - 1));
             bad.future += u64::from(time > u64::from(self.time));
             if data_block >= self.data_blocks {
                 bad.beyond += 1;
-            } else if data_block == first + len {
+                continue;
+            }
+            highest = highest.max(data_block);
+            if data_block == first + len {
                 len += 1;
             } else {
                 if count {
@@ -76,29 +91,35 @@ impl Tally {
         }
         if count {
             self.data.add(first, len);
+            self.highest.fetch_max(highest, Ordering::Relaxed);
         }
         bad
     }
 
-    /// The blocks of a space map whose tree of large counts has this role, and the counts that are recorded there.
-    pub(super) fn large(&self, role: Role) -> (u64, &Counts) {
+    /// What a space map's tree of large counts, which has this role, records.
+    pub(super) fn large(&self, role: Role) -> &Counts {
         match role {
-            Role::DataCountTree => (self.data_blocks, &self.large_data),
-            _ => (self.metadata_blocks, &self.large_metadata),
+            Role::DataCountTree => &self.large_data,
+            _ => &self.large_metadata,
         }
+    }
+
+    /// Takes up an entry of a tree of large counts; false when it does not belong there.
+    pub(super) fn record(&self, role: Role, block: u64, count: u32) -> bool {
+        let is_data = role == Role::DataCountTree;
+        let is_there = block < if is_data { self.data_blocks } else { self.metadata_blocks };
+        if is_there {
+            self.large(role).set(block, count);
+        }
+        if is_there && is_data {
+            self.highest.fetch_max(block, Ordering::Relaxed);
+        }
+        is_there && count >= FIRST_LARGE_COUNT
     }
 
     /// Takes up the entries of a leaf of large counts; false when one of them does not belong there.
     pub(super) fn count_leaf<B: Deref<Target = Block>>(&self, leaf: &Node<B>, role: Role) -> bool {
-        let (blocks, large) = self.large(role);
-        let mut right = true;
-        for (block, value) in leaf.entries() {
-            let count = u32_at(value, 0);
-            right &= block < blocks && count >= FIRST_LARGE_COUNT;
-            if block < blocks {
-                large.set(block, count);
-            }
-        }
-        right
+        let entries = leaf.entries().map(|(block, value)| self.record(role, block, u32_at(value, 0)));
+        entries.fold(true, |all, one| all & one)
     }
 }
