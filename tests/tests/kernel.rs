@@ -3,16 +3,36 @@
 //! Each side finds the other's pool as a naive model says (contents, mapped blocks, status line, held metadata
 //! snapshot), changes it, and the checkers of both have nothing to say.
 
+#[path = "kernel/behaviour.rs"]
+mod behaviour;
 #[path = "kernel/block_devices.rs"]
 mod block_devices;
+#[path = "kernel/breakable.rs"]
+mod breakable;
+#[path = "kernel/engine_side.rs"]
+mod engine_side;
 #[path = "kernel/file_system.rs"]
 mod file_system;
 #[path = "kernel/guest.rs"]
 mod guest;
+#[path = "kernel/kernel_side.rs"]
+mod kernel_side;
 #[path = "kernel/lab.rs"]
 mod lab;
+#[path = "kernel/messages.rs"]
+mod messages;
 #[path = "kernel/model.rs"]
 mod model;
+#[path = "kernel/modes.rs"]
+mod modes;
+#[path = "kernel/origins.rs"]
+mod origins;
+#[path = "kernel/steps.rs"]
+mod steps;
+#[path = "kernel/tables.rs"]
+mod tables;
+#[path = "kernel/twin.rs"]
+mod twin;
 
 use anyhow::Result;
 

@@ -130,6 +130,11 @@ pub(crate) struct Report {
 }
 
 impl Report {
+    /// All that the script printed.
+    pub(crate) fn lines(&self) -> impl Iterator<Item = &str> {
+        self.stdout.lines()
+    }
+
     /// The value of a key that must be there once.
     pub(crate) fn get(&self, key: &str) -> Result<&str> {
         let mut values = self.stdout.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
