@@ -214,5 +214,55 @@ fn a_failing_write_leaves_what_the_plan_says() {
         assert!(device.write_at(0, &[7; 1536]).is_err());
         assert_eq!([0, 512, 1024].map(|at| byte(device.inner(), at)), expected);
         assert_eq!(log.len(), usize::from(remains != Remains::Nothing));
+/// Reads of every kind of alignment, of a file whose end is inside a sector.
+fn reads_around_the_page_cache(dir: &std::path::Path) {
+    let path = dir.join("metadata");
+    let content: Vec<u8> = (0..3 * 4096 + 1001_u32).map(|at| (at % 251) as u8).collect();
+    std::fs::write(&path, &content).unwrap();
+    let device = FileDevice::open_direct(&path).unwrap();
+    assert_eq!(device.size_bytes(), content.len() as u64);
+    let mut aligned = super::AlignedBuffer::default();
+    for (offset, len) in
+        [(0, 4096), (4096, 8192), (0, 1), (1, 9), (4090, 12), (100, 12_000), (8192, 5097), (13_288, 1)]
+    {
+        let expected = &content[offset..offset + len];
+        let mut buffer = vec![0; len + 1];
+        device.read_at(offset as u64, &mut buffer[1..]).unwrap();
+        assert!(&buffer[1..] == expected, "{len} bytes at {offset}");
+        let bytes = aligned.bytes(len);
+        device.read_at(offset as u64, bytes).unwrap();
+        assert!(bytes == expected, "{len} bytes at {offset}, aligned");
+    }
+    assert!(device.read_at(content.len() as u64 - 3, &mut [0; 4]).is_err());
+    assert!(device.write_at(0, &[0; 4096]).is_err());
+    // What another descriptor wrote through the page cache is seen at once.
+    let writer = FileDevice::open(&path, Access::ReadWrite).unwrap();
+    writer.write_at(4_000, &[7; 200]).unwrap();
+    let mut back = [0; 200];
+    device.read_at(4_000, &mut back).unwrap();
+    assert_eq!(back, [7; 200]);
+}
+
+#[test]
+fn reading_around_the_page_cache_is_reading() {
+    reads_around_the_page_cache(tempfile::tempdir().unwrap().path());
+    let empty = tempfile::NamedTempFile::new().unwrap();
+    assert_eq!(FileDevice::open_direct(empty.path()).unwrap().size_bytes(), 0);
+}
+
+#[test]
+fn where_a_file_system_cannot_read_around_the_page_cache_it_reads_through_it() {
+    // sysfs refuses, a tmpfs refuses before Linux 6.6.
+    let notes = std::path::Path::new("/sys/kernel/notes");
+    if notes.exists() {
+        let expected = std::fs::read(notes).unwrap();
+        let device = FileDevice::open_direct(notes).unwrap();
+        let mut found = vec![0; expected.len()];
+        device.read_at(0, &mut found).unwrap();
+        assert!(found == expected && !found.is_empty());
+    }
+    let shared_memory = std::path::Path::new("/dev/shm");
+    if shared_memory.is_dir() {
+        reads_around_the_page_cache(tempfile::tempdir_in(shared_memory).unwrap().path());
     }
 }

@@ -1,16 +1,21 @@
 //! Changes between random pairs of trees, against a comparison of the maps that they were made of; and what it costs.
 
-use std::sync::atomic::Ordering;
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+};
 
 use rand::{Rng, rngs::StdRng};
 use thinbak_engine::{
-    MetadataBlock, VirtualBlock,
-    metadata_view::{Change, ChangeKind, DeltaKind, DeltaRun, MetadataView, ViewError},
+    BlockDevice, MetadataBlock, Roots, VirtualBlock,
+    metadata_view::{
+        Change, ChangeKind, DeltaKind, DeltaRun, LeafCache, MappingRun, MetadataView, ViewError,
+    },
 };
 
 use crate::{
     random,
-    trees::{Cut, Forest, Mappings},
+    trees::{Counted, Cut, Forest, Mappings},
 };
 
 fn naive(old: &Mappings, new: &Mappings) -> Vec<Change> {
@@ -126,6 +131,18 @@ fn random_pairs_of_trees_differ_as_their_maps_do() {
         let data = |mappings: &Mappings, key: &u64| mappings.get(key).map(|mapped| mapped.0);
         let expected: Vec<_> = keys.iter().map(|key| (*key, data(&old, key), data(&new, key))).collect();
         assert_eq!(blocks(&delta), expected, "{what}, delta");
+        let is_same = |run: &DeltaRun| matches!(run.kind, DeltaKind::Same { .. });
+        let differing: Vec<DeltaRun> = delta.into_iter().filter(|run| !is_same(run)).collect();
+        let found: Vec<DeltaRun> = view.differences(old_root, new_root).collect::<Result<_, _>>().unwrap();
+        assert_eq!(found, differing, "{what}, differences");
+        let cache = LeafCache::default();
+        for attempt in ["read", "kept"] {
+            let runs = view.mapping_runs(new_root, &cache).map(Result::unwrap);
+            let mapped = runs.flat_map(|MappingRun { first, length }| {
+                (0..length).map(move |at| (first.virtual_block.0 + at, (first.data_block.0 + at, first.time)))
+            });
+            assert_eq!(mapped.collect::<Mappings>(), new, "{what}, runs of mappings, {attempt}");
+        }
         let mapped = view.mappings(new_root, VirtualBlock(0)).map(Result::unwrap);
         let mapped: Mappings = mapped.map(|at| (at.virtual_block.0, (at.data_block.0, at.time))).collect();
         assert_eq!(mapped, new, "{what}, mappings");
@@ -178,6 +195,81 @@ fn batches_read_neighbours_together() {
     assert!(read >= 1_205, "{read} blocks read");
     assert!(counted.blocks_read() <= read * 2, "{} blocks read for {read}", counted.blocks_read());
     println!("{requests} requests for {read} blocks");
+}
+
+#[test]
+fn leaves_that_trees_share_are_read_once() {
+    let mut forest = Forest::new(1 << 13);
+    let cut = Cut::Hash { one_in: 100, salt: 1 };
+    let mut mappings = large();
+    let old_root = forest.add(&mappings, cut);
+    mappings.insert(5, (7, 1));
+    let new_root = forest.add(&mappings, cut);
+    let (view, counted) = forest.view();
+    let cache = LeafCache::default();
+    let old = view.mapping_runs(old_root, &cache).map(Result::unwrap).count();
+    let once = counted.blocks_read();
+    counted.reset();
+    let new = view.mapping_runs(new_root, &cache).map(Result::unwrap).count();
+    assert_eq!(new, old + 1);
+    let again = counted.blocks_read();
+    assert!(again * 20 < once, "{again} blocks read again, {once} before");
+}
+
+/// Reads that cover a certain block fail.
+struct Unreadable {
+    device: Arc<Counted>,
+    block: u64,
+}
+
+impl BlockDevice for Unreadable {
+    fn size_bytes(&self) -> u64 {
+        self.device.size_bytes()
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        if (offset..offset + buf.len() as u64).contains(&(self.block * 4096)) {
+            return Err(io::Error::other("a bad sector"));
+        }
+        self.device.read_at(offset, buf)
+    }
+    fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+    fn resize(&self, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_block_that_cannot_be_read_ends_the_walk_only_if_it_is_wanted() {
+    let mut forest = Forest::new(1 << 12);
+    let mappings = large();
+    let root = forest.add(&mappings, Cut::Every(250));
+    let (_, counted) = forest.view();
+    let mut outcomes = [0, 0];
+    for block in (1..1 << 12).step_by(101) {
+        let device = Arc::new(Unreadable { device: Arc::clone(&counted), block });
+        let view = MetadataView::open(device, Roots::Live).unwrap();
+        let walked: Vec<_> = view.mappings(root, VirtualBlock(0)).collect();
+        match walked.last() {
+            Some(Err(error)) => {
+                let named = format!("metadata block {block}");
+                assert!(error.to_string().contains(&named), "{error} should name {named}");
+                outcomes[1] += 1;
+            }
+            _ => {
+                assert_eq!(walked.len(), mappings.len());
+                outcomes[0] += 1;
+            }
+        }
+    }
+    assert!(outcomes.iter().all(|count| *count > 5), "{outcomes:?}");
 }
 
 #[test]

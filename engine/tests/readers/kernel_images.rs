@@ -2,7 +2,7 @@
 
 use thinbak_engine::{
     DeviceId,
-    delta::{delta_json, delta_xml},
+    delta::{DeltaOptions, delta_json, delta_xml},
     dump::{TextError, dump_json, dump_xml},
     metadata_view::{ChangeKind, DeltaKind, MetadataView, Roots},
 };
@@ -21,6 +21,10 @@ fn assert_same_text(what: &str, ours: &str, theirs: &str) {
         assert_eq!(ours, theirs, "{what}, line {}", number + 1);
     }
     assert!(ours == theirs, "{what}: {} bytes instead of {}", ours.len(), theirs.len());
+}
+
+fn options(data_blocks: bool, changes_only: bool) -> DeltaOptions {
+    DeltaOptions { data_blocks, changes_only }
 }
 
 #[test]
@@ -56,7 +60,8 @@ fn deltas_are_those_of_thin_delta() {
         for delta in fixture.deltas() {
             let roots = if delta.metadata_snap { Roots::MetadataSnap } else { Roots::Live };
             let view = fixture.view(roots);
-            let ours = text(|out| delta_xml(&view, delta.left, delta.right, delta.verbose, out));
+            let ours =
+                text(|out| delta_xml(&view, delta.left, delta.right, options(delta.verbose, false), out));
             assert_same_text(&format!("{case}/{}", delta.name), &ours, &fixture.text(&delta.name).unwrap());
             compared += 1;
         }
@@ -98,6 +103,57 @@ fn changes_are_the_delta_without_what_is_the_same() {
 }
 
 #[test]
+fn a_text_of_changes_is_the_whole_text_without_what_is_the_same() {
+    let mut compared = 0;
+    for case in CASES {
+        let fixture = Fixture::load(case);
+        for delta in fixture.deltas().into_iter().filter(|delta| !delta.verbose) {
+            let roots = if delta.metadata_snap { Roots::MetadataSnap } else { Roots::Live };
+            let view = fixture.view(roots);
+            let theirs = fixture.text(&delta.name).unwrap();
+            let expected: String = theirs
+                .lines()
+                .filter(|line| !line.contains("<same "))
+                .map(|line| format!("{line}\n"))
+                .collect();
+            let ours = text(|out| delta_xml(&view, delta.left, delta.right, options(false, true), out));
+            assert_same_text(&format!("{case}/{}", delta.name), &ours, &expected);
+            compared += usize::from(ours != theirs);
+        }
+        let view = fixture.view(Roots::Live);
+        for left in view.devices().unwrap() {
+            for right in view.devices().unwrap() {
+                let json = |data_blocks, changes_only| -> serde_json::Value {
+                    let options = options(data_blocks, changes_only);
+                    serde_json::from_str(&text(|out| delta_json(&view, left.id, right.id, options, out)))
+                        .unwrap()
+                };
+                for data_blocks in [false, true] {
+                    let mut whole = json(data_blocks, false);
+                    whole["runs"].as_array_mut().unwrap().retain(|run| run["kind"] != "same");
+                    assert_eq!(json(data_blocks, true), whole, "{case}: {} against {}", left.id, right.id);
+                }
+                let ranges = |changes_only| {
+                    let options = options(true, changes_only);
+                    let xml = text(|out| delta_xml(&view, left.id, right.id, options, out));
+                    let mut is_same = false;
+                    let mut ranges: Vec<String> = Vec::new();
+                    for line in xml.lines() {
+                        is_same = (is_same || line.contains("<same>")) && !line.contains("</same>");
+                        if !is_same && line.contains("<range ") {
+                            ranges.push(line.to_owned());
+                        }
+                    }
+                    ranges
+                };
+                assert_eq!(ranges(true), ranges(false), "{case}: {} against {}", left.id, right.id);
+            }
+        }
+    }
+    assert!(compared >= 10, "only {compared} of the texts had something to leave out");
+}
+
+#[test]
 fn json_says_what_xml_says() {
     let fixture = Fixture::load("h-data");
     let view = fixture.view(Roots::Live);
@@ -106,14 +162,16 @@ fn json_says_what_xml_says() {
     assert_eq!(dump["devices"][1]["dev_id"], 1);
     assert_eq!(dump["devices"][1]["mappings"][0]["length"], 40);
     let delta: serde_json::Value =
-        serde_json::from_str(&text(|out| delta_json(&view, id(0), id(1), false, out))).unwrap();
+        serde_json::from_str(&text(|out| delta_json(&view, id(0), id(1), options(false, false), out)))
+            .unwrap();
     assert_eq!(delta["superblock"]["metadata_snap"], 55);
     let runs = delta["runs"].as_array().unwrap();
-    let xml = text(|out| delta_xml(&view, id(0), id(1), false, out));
+    let xml = text(|out| delta_xml(&view, id(0), id(1), options(false, false), out));
     assert_eq!(runs.len(), xml.lines().count() - 4);
     assert_eq!(runs[1], serde_json::json!({"kind": "different", "begin": 2, "length": 1}));
     let verbose: serde_json::Value =
-        serde_json::from_str(&text(|out| delta_json(&view, id(0), id(1), true, out))).unwrap();
+        serde_json::from_str(&text(|out| delta_json(&view, id(0), id(1), options(true, false), out)))
+            .unwrap();
     assert_eq!(
         verbose["runs"][1],
         serde_json::json!(
