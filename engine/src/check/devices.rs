@@ -46,36 +46,8 @@ impl Surplus {
 impl Checker<'_> {
     /// Checks the devices of a superblock, or of a metadata snapshot; returns how many there are and their mappings.
     pub(super) fn devices(&mut self, superblock: &Superblock, held: bool) -> (u64, u64) {
-        let mut roots = Vec::new();
-        let mut surplus = Surplus::default();
-        let scope = Scope::new(Role::DeviceTree, held);
-        let roots_complete =
-            self.small_tree(superblock.mapping_root, scope, &mut |device, value, counted| {
-                if surplus.takes(device) {
-                    roots.push(Root { device, block: u64_at(value, 0), counted });
-                }
-            });
-        if surplus.omitted > 0 {
-            let what = format!("{} more keys are no device ids", surplus.omitted);
-            self.lost("F7", &Place::root(superblock.mapping_root), scope, &what);
-        }
-        let mut details = Vec::new();
-        let mut surplus = Surplus::default();
-        let scope = Scope::new(Role::DetailsTree, held);
-        let details_complete = self.small_tree(superblock.details_root, scope, &mut |device, value, _| {
-            if surplus.takes(device) {
-                details.push(Details {
-                    device,
-                    mapped_blocks: u64_at(value, 0),
-                    creation_time: u32_at(value, 16),
-                    snapshotted_time: u32_at(value, 20),
-                });
-            }
-        });
-        if surplus.omitted > 0 {
-            let what = format!("{} more keys are no device ids", surplus.omitted);
-            self.lost("F7", &Place::root(superblock.details_root), scope, &what);
-        }
+        let (roots, roots_complete) = self.roots(superblock.mapping_root, held);
+        let (details, details_complete) = self.all_details(superblock.details_root, held);
         let mut details = details.into_iter().peekable();
         let compare = roots_complete && details_complete;
         let mut mappings = 0_u64;
@@ -104,6 +76,44 @@ impl Checker<'_> {
             self.details_alone(superblock, held, &alone, compare);
         }
         (roots.len() as u64, mappings)
+    }
+
+    /// The mapping trees by device, and whether all could be read.
+    fn roots(&mut self, root: u64, held: bool) -> (Vec<Root>, bool) {
+        let scope = Scope::new(Role::DeviceTree, held);
+        let (mut roots, mut surplus) = (Vec::new(), Surplus::default());
+        let complete = self.small_tree(root, scope, &mut |device, value, counted| {
+            if surplus.takes(device) {
+                roots.push(Root { device, block: u64_at(value, 0), counted });
+            }
+        });
+        self.surplus(&surplus, root, scope);
+        (roots, complete)
+    }
+
+    /// What is said of the devices, and whether all could be read.
+    fn all_details(&mut self, root: u64, held: bool) -> (Vec<Details>, bool) {
+        let scope = Scope::new(Role::DetailsTree, held);
+        let (mut details, mut surplus) = (Vec::new(), Surplus::default());
+        let complete = self.small_tree(root, scope, &mut |device, value, _| {
+            if surplus.takes(device) {
+                details.push(Details {
+                    device,
+                    mapped_blocks: u64_at(value, 0),
+                    creation_time: u32_at(value, 16),
+                    snapshotted_time: u32_at(value, 20),
+                });
+            }
+        });
+        self.surplus(&surplus, root, scope);
+        (details, complete)
+    }
+
+    fn surplus(&mut self, surplus: &Surplus, root: u64, scope: Scope) {
+        if surplus.omitted > 0 {
+            let what = format!("{} more keys are no device ids", surplus.omitted);
+            self.lost("F7", &Place::root(root), scope, &what);
+        }
     }
 
     fn details_alone(&mut self, superblock: &Superblock, held: bool, details: &Details, compare: bool) {

@@ -116,8 +116,9 @@ fn there_is_one_pass_if_the_index_of_the_bitmaps_is_wrong() {
     let leaf = first_leaf(&device);
     let whole = check(&device, SPAN_BITMAPS);
     assert!(whole.damage.iter().any(|damage| damage.invariant == "F12"), "{:#?}", whole.damage);
-    let worn = Worn { device, block: leaf, reads: Mutex::new(1) };
+    let worn = Worn { device, block: leaf, reads: Mutex::new(100) };
     assert_eq!(check(&worn, 1), whole);
+    assert_eq!(*worn.reads.lock(), 99);
 }
 
 #[test]

@@ -277,6 +277,39 @@ fn recorded_large_counts_that_are_wrong_are_found() {
     assert!(image.check().is_sound());
 }
 
+/// Bitmaps of which every entry stands for a block, which are compared as a whole.
+#[test]
+fn what_is_wrong_in_a_full_bitmap_is_found() {
+    let image = Image::load("f-fragmented-1t");
+    let mut index = image.u64_at(0, DATA_MAP + 16);
+    while image.u32_at(index, 4) == 1 {
+        index = image.u64_at(index, VALUES);
+    }
+    let first_entry = 32 + 8 * 168;
+    let bitmap = image.u64_at(index, first_entry);
+    let free = image.u32_at(index, first_entry + 8);
+    for wrong in [free + 1, free.wrapping_sub(1)] {
+        image.put_u32(index, first_entry + 8, wrong);
+        let report = image.check();
+        assert_eq!(naming(&report, bitmap)[0].invariant, "F12", "{:#?}", report.damage);
+    }
+    image.put_u32(index, first_entry + 8, free);
+    for block in [0_u32, 9_000, 16_319] {
+        let (byte, shift) = (16 + usize::try_from(block / 4).unwrap(), block % 4 * 2);
+        let right = image.block(bitmap)[byte];
+        let count_bits = right >> shift & 3;
+        for (wrong, invariant) in [(if count_bits == 2 { 1 } else { 2 }, "F9"), (3, "F11")] {
+            image.edit(bitmap, |bytes| bytes[byte] ^= (count_bits ^ wrong) << shift);
+            let report = image.check();
+            let is_there = |damage: &&Damage| damage.keys == Some((block.into(), block.into()));
+            let found = report.damage.iter().find(is_there).unwrap();
+            assert_eq!(found.invariant, invariant, "block {block}: {:#?}", report.damage);
+            image.edit(bitmap, |bytes| bytes[byte] = right);
+        }
+    }
+    assert_eq!(image.check().damage, []);
+}
+
 /// A small device, a superblock that speaks of the largest pool that could be, and mappings all over it.
 #[test]
 fn sizes_that_cannot_be_are_reported_and_not_believed() {
