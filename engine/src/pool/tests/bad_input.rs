@@ -1,5 +1,7 @@
 //! Metadata that cannot be used: one error that says what and where, and nothing is written.
 
+mod hostile;
+
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
