@@ -29,6 +29,15 @@ pub(super) struct Due {
     pub(super) reason: String,
 }
 
+impl Due {
+    /// Gives the base up.
+    fn give_up(&mut self, reason: String) {
+        tracing::warn!(volume = self.name, reason, "the base is given up, content is compared");
+        self.reason = reason;
+        self.base = None;
+    }
+}
+
 /// A volume of which something has to be sent.
 pub(super) struct Transfer {
     pub(super) due: Due,
@@ -111,19 +120,23 @@ fn open_view(pool: &EmbeddedPool) -> Result<MetadataView, Failed> {
         .map_err(|error| pools::failed(error.into()))
 }
 
-/// Gives up a base that is not what was recorded.
+/// Gives up a base that is not what was recorded, or that reads something else than the volume where nothing is
+/// mapped.
 fn prove(pool: &EmbeddedPool, view: &MetadataView, due: &mut Due) {
     let Some(base) = &due.base else { return };
     if let Err(not_proven) = pool.prove(&base.point, view) {
-        tracing::warn!(volume = due.name, reason = %not_proven, "the base is given up, content is compared");
-        due.reason = not_proven.to_string();
-        due.base = None;
+        return due.give_up(not_proven.to_string());
+    }
+    let origin = pool.by_device(base.point.device_id).and_then(|snapshot| snapshot.origin);
+    if origin != due.volume.origin {
+        due.give_up("the volume has not the external origin that it had when its base was made".to_owned());
     }
 }
 
-/// Nothing was written since the base: both have the very same mapping tree, and the same size.
+/// Nothing was written since the base: both have the very same mapping tree, and the same size. Of a volume over an
+/// external origin that says nothing: the origin may have changed.
 fn is_idle(view: &MetadataView, due: &Due) -> Result<bool, Failed> {
-    let Some(base) = &due.base else { return Ok(false) };
+    let Some(base) = due.base.as_ref().filter(|_| due.volume.origin.is_none()) else { return Ok(false) };
     let device = view.device(due.volume.device).map_err(|error| pools::failed(error.into()))?;
     Ok(device.is_some_and(|device| device.root == base.point.root_block)
         && due.volume.size_bytes == base.point.size_bytes)
@@ -158,7 +171,12 @@ fn walk(
             .base
             .as_ref()
             .map(|base| source::Base { root: base.point.root_block, size_bytes: base.point.size_bytes });
-        let changes = list_changes(&view, base, point.root_block, point.size_bytes, u64::from(chunk_bytes));
+        let target = source::Target {
+            root: point.root_block,
+            size_bytes: point.size_bytes,
+            origin_bytes: candidate.volume().origin.as_ref().map_or(0, |origin| origin.size_bytes),
+        };
+        let changes = list_changes(&view, base, target, u64::from(chunk_bytes));
         let changes = changes.map_err(|error| {
             Failed::new(FailureKind::Failed, format!("finding what changed in {}: {error}", due.name))
         })?;
@@ -170,7 +188,7 @@ fn walk(
 
 #[cfg(test)]
 mod tests {
-    use thinbak_engine::{BlockSize, CreateOptions, Kind};
+    use thinbak_engine::{BlockSize, CreateOptions, Kind, PoolTable};
     use uuid::Uuid;
 
     use super::*;
@@ -184,6 +202,7 @@ mod tests {
             block_size: BlockSize::from_bytes(64 << 10).unwrap(),
             metadata_bytes: None,
             devices: None,
+            table: PoolTable::without_waiting(),
         };
         let pool = Arc::new(EmbeddedPool::create(&dir.path().join("p"), options).unwrap());
         let volume = pool.create_volume("v", 1 << 20).unwrap();

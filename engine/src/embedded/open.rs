@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -38,6 +38,14 @@ impl EmbeddedPool {
         }
         let lock = Lock::take(&dir.join(LOCK))?;
         Self::open_locked(&dir, lock)
+    }
+
+    /// Where the metadata of the pool in a directory are, without opening it.
+    ///
+    /// # Errors
+    /// [`EmbeddedError::NoPool`], a description that cannot be read.
+    pub fn metadata_of(dir: &Path) -> Result<PathBuf, EmbeddedError> {
+        Ok(Description::read(dir)?.metadata_path(dir))
     }
 
     pub(super) fn open_locked(dir: &Path, lock: Lock) -> Result<Self, EmbeddedError> {
