@@ -237,7 +237,7 @@ fn hashes(world: &World) -> Result<Vec<(std::path::PathBuf, blake3::Hash)>> {
         let hash = thinbak_tests::hash_file(&path)?;
         found.push((path, hash));
     }
-    found.sort();
+    found.sort_by(|left, right| left.0.cmp(&right.0));
     Ok(found)
 }
 

@@ -27,7 +27,7 @@ impl Over {
         let mut origin = vec![0; usize::try_from(origin_bytes)?];
         random.fill_bytes(&mut origin);
         // A block of zeros, in which something appears later.
-        origin[usize::try_from(BLOCK)?..usize::try_from(2 * BLOCK)?].fill(0);
+        part_mut(&mut origin, BLOCK, BLOCK).fill(0);
         let path = world.scratch.join("origin.img");
         fs::write(&path, &origin)?;
         let (size, origin_path) = (SIZE.to_string(), path.display().to_string());
@@ -36,9 +36,8 @@ impl Over {
     }
 
     fn behind(&self, block: u64) -> Vec<u8> {
-        let begin = usize::try_from(block * BLOCK).unwrap_or(usize::MAX).min(self.origin.len());
-        let end = usize::try_from((block + 1) * BLOCK).unwrap_or(usize::MAX).min(self.origin.len());
-        let mut bytes = self.origin[begin..end].to_vec();
+        let begin = usize::try_from(block * BLOCK).unwrap_or(usize::MAX);
+        let mut bytes: Vec<u8> = self.origin.iter().skip(begin).take(BLOCK as usize).copied().collect();
         bytes.resize(BLOCK as usize, 0);
         bytes
     }
@@ -77,7 +76,7 @@ impl Over {
                     Some(self.behind(at / BLOCK))
                 };
                 let own = self.blocks.entry(at / BLOCK).or_insert_with(|| behind.unwrap_or_default());
-                own[usize::try_from(at % BLOCK)?] = byte;
+                part_mut(own, at % BLOCK, 1).fill(byte);
             }
         }
         Ok(pool.flush()?)
@@ -90,7 +89,7 @@ impl Over {
             let mut data = [0; 50];
             self.random.fill_bytes(&mut data);
             file.write_all_at(&data, place)?;
-            self.origin[usize::try_from(place)?..][..50].copy_from_slice(&data);
+            part_mut(&mut self.origin, place, 50).copy_from_slice(&data);
         }
         Ok(())
     }
@@ -104,6 +103,7 @@ impl Over {
         self.world.restore("o", generation, &copy)?;
         ensure!(self.world.export(&copy)? == self.now(), "generation {generation} differs");
         ensure!(self.origin_of(&copy)?.is_null(), "{copy} is not self-contained");
+        self.world.thinbak.ok(&["volume", "remove", &self.world.volume(&copy)])?;
         Ok(summary)
     }
 
@@ -113,8 +113,15 @@ impl Over {
             serde_json::from_str(&self.world.thinbak.ok(&["--json", "volume", "list", "p"])?.text())?;
         let volumes = listed.get("volumes").and_then(Value::as_array).context("no volumes")?;
         let found = volumes.iter().find(|volume| volume.get("name").is_some_and(|found| found == name));
-        Ok(found.and_then(|volume| volume.get("external_origin")).cloned().context("not listed")?)
+        found.and_then(|volume| volume.get("external_origin")).cloned().context("not listed")
     }
+}
+
+/// Up to `len` bytes from `begin` on, as far as there are any.
+fn part_mut(bytes: &mut [u8], begin: u64, len: u64) -> &mut [u8] {
+    let size = bytes.len() as u64;
+    let place = |at: u64| usize::try_from(at.min(size)).unwrap_or(0);
+    bytes.get_mut(place(begin)..place(begin + len)).unwrap_or_default()
 }
 
 fn whole_life(origin_bytes: u64) -> Result<()> {

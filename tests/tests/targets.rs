@@ -41,11 +41,9 @@ impl<'a> Target<'a> {
     /// Fills all space of the pool with something, before anything is in it.
     fn spoil(&self) -> Result<()> {
         let data = OpenOptions::new().write(true).open(self.dir.join("data"))?;
-        let length = data.metadata()?.len();
-        let stale = vec![STALE; 1 << 20];
-        for at in (0..length).step_by(stale.len()) {
-            let piece = usize::try_from(length - at)?.min(stale.len());
-            data.write_all_at(&stale[..piece], at)?;
+        let stale = vec![STALE; 64 * 1024];
+        for at in (0..data.metadata()?.len()).step_by(stale.len()) {
+            data.write_all_at(&stale, at)?;
         }
         Ok(())
     }

@@ -322,7 +322,7 @@ async fn only_messages_that_the_registry_survives_are_sent() {
     }
     assert_eq!(fixture.names().await, ["#7"]);
     fixture.volume("v", MIB).await.unwrap();
-    let words = ["delete", "8"].map(ToOwned::to_owned).to_vec();
+    let words = ["delete", "0"].map(ToOwned::to_owned).to_vec();
     let refused = fixture.pools.message(PoolMessageRequest { pool: "p".into(), words }).await.unwrap_err();
     let refused = Failed::from(refused);
     assert_eq!((refused.exit_code(), refused.hint.is_some()), (5, true), "{refused}");
