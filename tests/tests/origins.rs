@@ -82,6 +82,13 @@ impl Over {
         Ok(pool.flush()?)
     }
 
+    fn discard(&mut self, first: u64, count: u64) -> Result<()> {
+        let pool = self.world.open_pool()?;
+        pool.discard(&pool.volume("o")?, first * BLOCK, count * BLOCK)?;
+        self.blocks.retain(|block, _| !(first..first + count).contains(block));
+        Ok(pool.flush()?)
+    }
+
     /// Somebody else changes the origin, in the second block and in others.
     fn change_origin(&mut self) -> Result<()> {
         let file = fs::OpenOptions::new().write(true).open(&self.path)?;
@@ -183,6 +190,9 @@ fn over_an_origin_of_the_same_size() -> Result<()> {
 fn a_shrunken_and_grown_volume_reads_its_origin_again() -> Result<()> {
     let mut over = Over::new(SIZE)?;
     over.scribble(10)?;
+    // The origin shows at both ends of what is cut off, and behind the last block that is mapped.
+    over.discard(BLOCKS / 2, 2)?;
+    over.discard(BLOCKS - 3, 3)?;
     over.world.backup("o")?;
     let resize = |world: &World, size: u64| {
         world.thinbak.ok(&["volume", "resize", "p/o", "--size", &size.to_string()]).map(drop)

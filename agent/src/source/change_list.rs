@@ -227,15 +227,16 @@ pub fn list_changes(
         if begin >= clip {
             break;
         }
+        let (begin, kind) = match change.kind {
+            ChangeKind::Changed => (begin, RunKind::Data),
+            // Before that end the gaps have it.
+            ChangeKind::Unmapped => (begin.max(origin_end), RunKind::Unmapped),
+        };
         while let Some(here) = gap.as_ref().filter(|gap| gap.start < begin) {
             writer.push(here.start, here.end, RunKind::Data)?;
             gap = gaps.next().transpose()?;
         }
-        match change.kind {
-            ChangeKind::Changed => writer.push(begin, end.min(clip), RunKind::Data)?,
-            // Before that end the gaps have it.
-            ChangeKind::Unmapped => writer.push(begin.max(origin_end), end.min(clip), RunKind::Unmapped)?,
-        }
+        writer.push(begin, end.min(clip), kind)?;
     }
     while let Some(here) = gap {
         writer.push(here.start, here.end, RunKind::Data)?;
@@ -297,7 +298,7 @@ fn list_everything(
         writer.push(begin.max(at), end, RunKind::Data)?;
         at = end;
     }
-    writer.push(at, size, RunKind::Unmapped)?;
+    writer.push_unmapped(at, size, origin_end)?;
     Ok(())
 }
 
