@@ -72,6 +72,13 @@ impl Output {
         }
     }
 
+    /// Something that the person should look after; also beside JSON.
+    pub(crate) fn warning(self, text: &str) {
+        if !self.quiet {
+            let _ = writeln!(anstream::stderr(), "warning: {text}");
+        }
+    }
+
     /// Why the command failed: a line, and a hint where there is one.
     pub(crate) fn failure(self, failed: &Failed) {
         let red: Style = AnsiColor::Red.on_default().bold();

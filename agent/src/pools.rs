@@ -9,16 +9,18 @@ mod blocking;
 mod export;
 mod failure;
 mod import;
+mod info;
 mod known;
 mod manager;
 mod msnap;
 mod place;
 mod running;
 mod service;
+mod settings;
 mod text;
 mod volumes;
 
-pub(crate) use self::{admin::open_pool_infos, blocking::blocking, running::now_ms};
+pub(crate) use self::{blocking::blocking, info::open_pool_infos, running::now_ms};
 pub use self::{
     failure::failed,
     manager::PoolManager,

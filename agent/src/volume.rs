@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use thinbak_engine::{EmbeddedError, EmbeddedPool, VirtualBlock, Volume};
+use thinbak_engine::{EmbeddedError, EmbeddedPool, PoolError, VirtualBlock, Volume};
 use thinbak_proto::Failed;
 
 use crate::pools;
@@ -57,51 +57,105 @@ impl PoolVolume {
         &self.volume
     }
 
-    /// Fills `buf` from `offset`; what is not mapped reads as zero. Blocking.
+    /// Whether unmapping a block makes it read as zero: not over an external origin, which it would reveal, and not in a
+    /// pool that ignores discards.
+    #[must_use]
+    pub fn can_unmap(&self) -> bool {
+        self.volume.origin.is_none() && !self.pool.table().features.ignore_discard
+    }
+
+    /// Up to where unmapped blocks read an external origin, in bytes; 0 without one.
+    #[must_use]
+    pub fn origin_bytes(&self) -> u64 {
+        self.volume.origin.as_ref().map_or(0, |origin| origin.size_bytes.min(self.size_bytes()))
+    }
+
+    /// Fills `buf` from `offset`; what is not mapped reads as the external origin or zero. Blocking.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failed> {
         self.pool.read(&self.volume, offset, buf).map_err(pools::failed)
     }
 
-    /// Writes `data` at `offset`. Blocking; durable after [`flush`](Self::flush).
+    /// Writes `data` at `offset`; what else is in the blocks stays as it reads, also in a pool that does not zero new
+    /// blocks. Blocking; durable after [`flush`](Self::flush).
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), Failed> {
+        if self.pool.table().features.skip_block_zeroing {
+            self.zero_around(offset, data.len() as u64)?;
+        }
         self.pool.write(&self.volume, offset, data).map_err(pools::failed)
     }
 
+    /// Fills the blocks at the ends of a write with zeros, if it is about to map them and does not cover them. Beyond the
+    /// end of the volume too: what is there comes back when it grows.
+    fn zero_around(&self, offset: u64, len: u64) -> Result<(), Failed> {
+        let (block, end) = (self.block_bytes(), offset.saturating_add(len));
+        let mut partial = vec![offset / block, end.saturating_sub(1) / block];
+        partial.dedup();
+        partial.retain(|number| number * block < offset || (number + 1) * block > end);
+        for number in partial {
+            let (engine, device) = (self.pool.pool(), self.volume.device);
+            let mapped = engine.mapped_runs(device, VirtualBlock(number), VirtualBlock(number + 1), 1);
+            if !mapped.map_err(unreadable)?.is_empty() {
+                continue;
+            }
+            // The external origin goes in with the data: only what lies behind its end is left to be filled.
+            let origin = self.volume.origin.as_ref().map_or(0, |origin| origin.size_bytes);
+            let from = (number * block).max(origin.min((number + 1) * block));
+            write_zeros(from, (number + 1) * block, |at, zeros| engine.write(device, at, zeros)).map_err(
+                |source| {
+                    let attempt = "the volume could not be written";
+                    pools::failed(EmbeddedError::Pool { attempt, source })
+                },
+            )?;
+        }
+        Ok(())
+    }
+
     /// Makes `offset .. offset + len` read as zero and take as little space as possible: whole blocks are
-    /// unmapped, the rest is zeroed where it is mapped. Blocking.
+    /// unmapped, the rest is zeroed where it is mapped. Where blocks [cannot be unmapped](Self::can_unmap) all is
+    /// zeroed. Blocking.
     pub fn unmap(&self, offset: u64, len: u64) -> Result<(), Failed> {
+        if !self.can_unmap() {
+            return self.zero(offset, len);
+        }
         let block = self.block_bytes();
         let end = offset.saturating_add(len).min(self.size_bytes());
         let first = offset.next_multiple_of(block);
         // The last block may be cut by the end of the volume: then all of it is ours.
         let last = if end == self.size_bytes() { end } else { end / block * block };
         if first < last {
-            self.zero_mapped(offset, first)?;
+            self.zero_readable(offset, first)?;
             self.pool.discard(&self.volume, first, last - first).map_err(pools::failed)?;
             // A block that the end of the volume cuts is not whole: the pool leaves it alone.
-            self.zero_mapped(last / block * block, end)
+            self.zero_readable(last / block * block, end)
         } else {
-            self.zero_mapped(offset, end)
+            self.zero_readable(offset, end)
         }
     }
 
     /// Makes `offset .. offset + len` read as zero without unmapping anything. Blocking.
     pub fn zero(&self, offset: u64, len: u64) -> Result<(), Failed> {
-        self.zero_mapped(offset, offset.saturating_add(len).min(self.size_bytes()))
+        self.zero_readable(offset, offset.saturating_add(len).min(self.size_bytes()))
     }
 
-    /// Writes zeros to what is mapped in `from .. to`.
-    fn zero_mapped(&self, from: u64, to: u64) -> Result<(), Failed> {
-        let zeros = vec![0; 256 * 1024];
-        for range in self.mapped(from, to) {
-            let MappedRange { mut begin, end } = range?;
-            while begin < end {
-                let len = usize::try_from(end - begin).unwrap_or(usize::MAX).min(zeros.len());
-                self.write(begin, zeros.get(..len).unwrap_or(&zeros))?;
-                begin += len as u64;
-            }
+    /// Writes zeros to what may read as something else in `from .. to`.
+    fn zero_readable(&self, from: u64, to: u64) -> Result<(), Failed> {
+        for range in self.readable(from, to) {
+            let MappedRange { begin, end } = range?;
+            write_zeros(begin, end, |at, zeros| self.write(at, zeros))?;
         }
         Ok(())
+    }
+
+    /// The pieces of `from .. to` that may read as anything but zero, ascending: what lies over the external origin,
+    /// and what is mapped. Blocking.
+    pub fn readable(
+        &self,
+        from: u64,
+        to: u64,
+    ) -> impl Iterator<Item = Result<MappedRange, Failed>> + use<'_> {
+        let over = MappedRange { begin: from, end: to.min(self.origin_bytes()) };
+        let behind = self.mapped(from.max(self.origin_bytes()), to);
+        Some(over).filter(|over| over.begin < over.end).map(Ok).into_iter().chain(behind)
     }
 
     /// The mapped pieces of `from .. to`, ascending, clipped to that and to the volume. Blocking.
@@ -129,8 +183,7 @@ impl PoolVolume {
                     Ok(found) => found,
                     Err(error) => {
                         next = stop;
-                        let attempt = "the volume's mappings could not be read";
-                        return Some(Err(pools::failed(EmbeddedError::Pool { attempt, source: error })));
+                        return Some(Err(unreadable(error)));
                     }
                 };
                 next = match found.last() {
@@ -154,4 +207,24 @@ impl PoolVolume {
     pub fn flush(&self) -> Result<(), Failed> {
         self.pool.flush().map_err(pools::failed)
     }
+}
+
+/// Covers `from .. to` with zeros, piece by piece.
+pub(crate) fn write_zeros<E>(
+    from: u64,
+    to: u64,
+    mut write: impl FnMut(u64, &[u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    let zeros = vec![0; 256 * 1024];
+    let mut at = from;
+    while at < to {
+        let len = usize::try_from(to - at).unwrap_or(usize::MAX).min(zeros.len());
+        write(at, zeros.get(..len).unwrap_or(&zeros))?;
+        at += len as u64;
+    }
+    Ok(())
+}
+
+fn unreadable(source: PoolError) -> Failed {
+    pools::failed(EmbeddedError::Pool { attempt: "the volume's mappings could not be read", source })
 }

@@ -13,6 +13,9 @@
 //!
 //! A change of devices waits until the writes to them that are under way have ended, so all snapshots of one call show
 //! one moment. Changes of devices and records are made one after the other, under the lock of the registry.
+//!
+//! Unless its table says otherwise, an embedded pool fails a write that finds no free data block at once: who writes to it
+//! is mostly the one who would have to make room, and a job had better fail than hang.
 
 mod bases;
 mod create;
@@ -20,13 +23,19 @@ mod description;
 mod devices;
 mod error;
 mod heads;
+mod identity;
 mod io;
 mod locks;
+mod message;
 mod msnap;
 mod names;
 mod open;
+mod origin;
 mod point;
+mod resize;
 mod snapshots;
+mod table;
+mod trash;
 mod volume;
 mod volumes;
 
@@ -42,7 +51,7 @@ use self::description::Description;
 use self::locks::Lock;
 use crate::format::{DeviceId, MetadataBlock};
 use crate::pool::Pool;
-use crate::registry::{Change, Plan, Registry, State};
+use crate::registry::{Plan, Registry, State};
 
 pub use self::create::{CreateOptions, default_metadata_bytes};
 pub use self::error::{EmbeddedError, ErrorClass};
@@ -50,7 +59,7 @@ pub use self::msnap::MsnapGuard;
 pub use self::names::{MAX_NAME_BYTES, NameError, RESERVED_PREFIX, check_snapshot_name, check_volume_name};
 pub use self::point::{BaseNotProven, NotProven};
 pub use self::volume::{Kind, Volume};
-pub use crate::registry::{Base, Point};
+pub use crate::registry::{Base, ExternalOrigin, Point};
 
 /// Snapshots are refused when the pool's clock has passed this: the format's end is at twice as many.
 const CLOCK_LIMIT: u64 = 1 << 23;
@@ -120,66 +129,21 @@ impl EmbeddedPool {
     pub fn pool(&self) -> &Pool {
         &self.inner.pool
     }
-
-    /// Sends a message of the thin-pool target.
-    ///
-    /// # Errors
-    /// [`EmbeddedError::MessageRefused`] for one that takes a device from the registry or moves the transaction id;
-    /// what the pool says.
-    pub fn message(&self, words: &[&str]) -> Result<(), EmbeddedError> {
-        let mut books = self.inner.books.lock();
-        let verb = words.first().map(|verb| verb.to_ascii_lowercase()).unwrap_or_default();
-        let refused = match (verb.as_str(), words) {
-            ("set_transaction_id", _) => true,
-            ("delete", [_, id]) => id
-                .parse()
-                .ok()
-                .and_then(|id| DeviceId::new(id).ok())
-                .is_some_and(|id| books.registry.state().devices.contains_key(&id)),
-            _ => false,
-        };
-        if refused {
-            return Err(EmbeddedError::MessageRefused { message: words.join(" ") });
-        }
-        let releases = verb == "release_metadata_snap";
-        if releases && books.lease.is_some() {
-            let root = self.inner.held_root().unwrap_or_default();
-            return Err(EmbeddedError::MsnapInUse { root });
-        }
-        self.inner.pool.message(words).map_err(EmbeddedError::pool("the message was refused"))?;
-        if releases && books.registry.state().msnap.is_some() {
-            books.registry.record(vec![Change::Msnap(None)])?;
-        }
-        Ok(())
-    }
-
-    /// Makes the pool's data device larger.
-    ///
-    /// # Errors
-    /// [`EmbeddedError::PoolShrink`], [`EmbeddedError::Size`] when it is no multiple of the block size; a device that
-    /// is not that large; what the pool says.
-    pub fn grow(&self, data_bytes: u64) -> Result<(), EmbeddedError> {
-        let _books = self.inner.books.lock();
-        let pool = &self.inner.pool;
-        volumes::check_multiple(data_bytes, pool.block_size().bytes())?;
-        let present = pool.status().data_total.saturating_mul(pool.block_size().bytes());
-        if data_bytes < present {
-            return Err(EmbeddedError::PoolShrink { present, wanted: data_bytes });
-        }
-        pool.data_device().resize(data_bytes).map_err(EmbeddedError::io("resize", self.data_path()))?;
-        pool.grow_data(data_bytes).map_err(EmbeddedError::pool("the pool could not grow"))
-    }
 }
 
 impl Inner {
-    /// Makes a change of the pool's devices. `plan` says which, from what is known.
+    /// Makes a change of the pool's devices. `plan` says which, from what is known. Large devices that go with it are
+    /// trash when it is made, and then given up bit by bit while others use pool and registry.
     fn transact<T>(
         &self,
         plan: impl FnOnce(&State) -> Result<(Plan, T), EmbeddedError>,
     ) -> Result<T, EmbeddedError> {
         let mut books = self.books.lock();
-        let (plan, result) = plan(books.registry.state())?;
+        let (mut plan, result) = plan(books.registry.state())?;
+        let trash = self.trash_large(books.registry.state(), &mut plan)?;
         books.registry.transact(&self.pool, plan)?;
+        drop(books);
+        self.empty_trash(&trash);
         Ok(result)
     }
 

@@ -29,8 +29,8 @@ pub use self::block_device::{
     MemoryDevice, Remains, crash_image,
 };
 pub use self::embedded::{
-    Base, BaseNotProven, CreateOptions, EmbeddedError, EmbeddedPool, ErrorClass, Kind, MsnapGuard, NotProven,
-    Point, Volume,
+    Base, BaseNotProven, CreateOptions, EmbeddedError, EmbeddedPool, ErrorClass, ExternalOrigin, Kind,
+    MsnapGuard, NotProven, Point, Volume,
 };
 pub use self::format::{
     BlockSize, DataBlock, DeviceDetails, DeviceId, DeviceInfo, MetadataBlock, MetadataError, VirtualBlock,

@@ -212,9 +212,13 @@ impl Pool {
         }
         self.alone(|state| {
             state.reload(table);
+            if state.mode < PoolMode::ReadOnly {
+                state.grow_metadata()?;
+            }
             Ok(())
         })?;
-        if self.status().mode < PoolMode::ReadOnly { self.grow_metadata() } else { Ok(()) }
+        self.changing().check_space();
+        Ok(())
     }
 
     /// Events so far: changes of the mode, and each low water mark when it is reached.
@@ -282,10 +286,7 @@ impl Pool {
     pub fn grow_metadata(&self) -> Result<()> {
         self.alone(|state| {
             state.check_writable()?;
-            if state.guarded(ThinMetadata::extend_metadata)? {
-                tracing::info!(blocks = state.metadata.metadata_blocks(), "the metadata have grown");
-            }
-            Ok(())
+            state.grow_metadata()
         })
     }
 

@@ -161,7 +161,7 @@ impl ThinMetadata {
 
     /// Takes more blocks of the metadata device into use; the caller commits at once. False when there are no more.
     pub(crate) fn extend_metadata(&mut self) -> Result<bool> {
-        let nr_blocks = usable_blocks(self.device.size_bytes());
+        let nr_blocks = self.device_blocks();
         if nr_blocks <= self.store.nr_blocks() {
             return Ok(false);
         }
@@ -205,6 +205,11 @@ impl ThinMetadata {
 
     pub(crate) fn data_mut(&mut self) -> (&MetadataStore, &mut DataSpaceMap) {
         (&self.store, &mut self.data)
+    }
+
+    /// Blocks of the metadata device that the format can use.
+    pub(crate) fn device_blocks(&self) -> u64 {
+        usable_blocks(self.device.size_bytes())
     }
 
     /// Blocks of the metadata.

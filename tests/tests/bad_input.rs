@@ -229,6 +229,64 @@ fn damaged_pool_metadata_is_refused_and_not_written() -> Result<()> {
     world.check_pool()
 }
 
+/// Every file of the pool, hashed.
+fn hashes(world: &World) -> Result<Vec<(std::path::PathBuf, blake3::Hash)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(world.pool_dir())? {
+        let path = entry?.path();
+        let hash = thinbak_tests::hash_file(&path)?;
+        found.push((path, hash));
+    }
+    found.sort_by(|left, right| left.0.cmp(&right.0));
+    Ok(found)
+}
+
+#[test]
+fn metadata_that_are_not_the_pools_own_are_refused_by_every_command_and_left_alone() -> Result<()> {
+    let world = World::new(Way::Embedded, SIZE)?;
+    Model::new(SIZE, seed()?).scribble(&*world.open_pool()?, "v", 10)?;
+    // Another pool of the very same history.
+    let other = world.scratch.join("other");
+    let size = (SIZE * 4).to_string();
+    world.thinbak.ok(&["pool", "create", "other", "--size", &size, "--dir", &other.display().to_string()])?;
+    world.thinbak.ok(&["volume", "create", "other/v", "--size", &SIZE.to_string()])?;
+    let path = world.pool_dir().join("metadata");
+    let whole = fs::read(&path)?;
+    let another = fs::read(other.join("metadata"))?;
+    let shorter = whole[..whole.len() / 2 / 4096 * 4096].to_vec();
+    let coarse = {
+        let dir = world.scratch.join("coarse");
+        let words = ["pool", "create", "coarse", "--size", &size, "--block-size", "128K"];
+        world.thinbak.ok(&[&words[..], &["--dir", &dir.display().to_string()]].concat())?;
+        fs::read(dir.join("metadata"))?
+    };
+    let mut flipped = whole.clone();
+    flipped[333] ^= 4;
+    let (v, repo) = (world.volume("v"), world.repo().display().to_string());
+    for (metadata, what, code) in [
+        (another, "another pool's", 5),
+        (shorter, "shorter", 4),
+        (coarse, "of another block size", 5),
+        (flipped, "flipped", 4),
+    ] {
+        fs::write(&path, metadata)?;
+        let before = hashes(&world)?;
+        for words in [
+            &["pool", "status", "p"][..],
+            &["volume", "list", "p"],
+            &["volume", "create", "p/w", "--size", "1M"],
+            &["backup", "--repo", &repo, &v],
+        ] {
+            refused(world.thinbak.run(words)?, code)
+                .with_context(|| format!("metadata {what}: {}", words.join(" ")))?;
+        }
+        world.thinbak.run(&["pool", "check", "p"])?.expect(code).with_context(|| format!("check: {what}"))?;
+        ensure!(hashes(&world)? == before, "metadata {what}: something was written");
+    }
+    fs::write(&path, whole)?;
+    world.check_pool()
+}
+
 #[test]
 fn a_closed_pipe_is_not_an_error() -> Result<()> {
     let world = World::new(Way::Embedded, SIZE)?;

@@ -1,9 +1,12 @@
 //! What may be typed.
 
+mod pool;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+pub(super) use self::pool::{Discards, Permission, Pool, PoolCreate, PoolFeatures, YesNo};
 use super::grammar::{self, GenerationArg, MetadataArg, VolumeArg, VolumeOrGeneration};
 use crate::config::Level;
 
@@ -104,7 +107,7 @@ With --changes the time that it takes depends on how much differs; without, on h
   thinbak restore host/fast/web:7 --in-place
 
 A restore in place writes a private copy, verifies it, and then lets it take the volume's place
-in one step. A file appears when it is whole; an existing one is never written over.")]
+in one step; what had an external origin has none afterwards. A file appears when it is whole; an existing one is never written over.")]
     Restore(Restore),
     /// Read stored generations back and recompute every id
     Verify(Verify),
@@ -131,80 +134,22 @@ pub(super) struct Demo {
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Pool {
-    /// Make a pool
-    #[command(after_help = "Examples:
-  thinbak pool create fast --size 10G
-  thinbak pool create dir:/srv/pools/fast --size 1T --block-size 128K
-  thinbak pool create fast --data /dev/vg/data --metadata /dev/vg/meta")]
-    Create(PoolCreate),
-    /// The pools that are known
-    List,
-    /// How full a pool is
-    Status {
-        #[arg(value_parser = grammar::pool)]
-        pool: String,
-    },
-    /// Check a pool's metadata
-    Check {
-        /// A pool, or the path (with a /) of a file or device that holds metadata
-        #[arg(value_name = "POOL|METADATA")]
-        source: MetadataArg,
-    },
-    /// Make a pool's data device larger
-    Resize {
-        #[arg(value_parser = grammar::pool)]
-        pool: String,
-        #[arg(long, value_parser = grammar::size)]
-        size: u64,
-    },
-    /// Remove a pool with all its volumes
-    Remove {
-        #[arg(value_parser = grammar::pool)]
-        pool: String,
-    },
-    /// Send a thin-pool target message, as dmsetup would: reserve_metadata_snap, release_metadata_snap
-    Message {
-        #[arg(value_parser = grammar::pool)]
-        pool: String,
-        #[arg(required = true)]
-        words: Vec<String>,
-    },
-}
-
-#[derive(Debug, Args)]
-pub(super) struct PoolCreate {
-    /// A name, or dir:PATH
-    #[arg(value_parser = grammar::pool)]
-    pub(super) pool: String,
-    /// Size of the data device; of a block device, all of it by default
-    #[arg(long, value_parser = grammar::size, required_unless_present = "data")]
-    pub(super) size: Option<u64>,
-    /// Data block size, a multiple of 64K
-    #[arg(long, default_value = "64K", value_parser = grammar::size)]
-    pub(super) block_size: u64,
-    /// Size of the metadata [default: by the kernel's rule of thumb]
-    #[arg(long, value_parser = grammar::size)]
-    pub(super) metadata_size: Option<u64>,
-    /// Directory of the pool [default: one in the state directory]
-    #[arg(long, value_parser = grammar::absolute_path, value_name = "PATH")]
-    pub(super) dir: Option<String>,
-    /// Data device
-    #[arg(long, value_parser = grammar::absolute_path, value_name = "DEV", requires = "metadata")]
-    pub(super) data: Option<String>,
-    /// Metadata device
-    #[arg(long, value_parser = grammar::absolute_path, value_name = "DEV", requires = "data")]
-    pub(super) metadata: Option<String>,
-}
-
-#[derive(Debug, Subcommand)]
 pub(super) enum Volume {
     /// Make a volume
+    #[command(after_help = "Examples:
+  thinbak volume create fast/web --size 1G
+  thinbak volume create fast/trial --size 10G --external-origin /srv/images/golden.img
+
+A volume over an external origin reads it where nothing was written to the volume, and zeros beyond the
+origin's end. The origin is never written; it must stay where it is, at least as long as it was.")]
     Create {
         #[arg(value_name = "POOL/VOLUME", value_parser = grammar::volume)]
         volume: VolumeArg,
         #[arg(long, value_parser = grammar::size)]
         size: u64,
+        /// File or block device to read where nothing was written
+        #[arg(long, value_parser = grammar::absolute_path, value_name = "PATH")]
+        external_origin: Option<String>,
     },
     /// Take snapshots; several in one call are one moment
     Snapshot {

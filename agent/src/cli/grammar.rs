@@ -182,6 +182,11 @@ fn time(text: &str, zone: &TimeZone) -> Option<u64> {
     u64::try_from(timestamp.as_millisecond()).ok()
 }
 
+/// [`size`], or nothing.
+pub(super) fn size_or_zero(text: &str) -> Result<u64, String> {
+    if text == "0" { Ok(0) } else { size(text) }
+}
+
 /// Bytes, or with `K`, `M`, `G`, `T`, `P` powers of 1024.
 pub(super) fn size(text: &str) -> Result<u64, String> {
     let wrong = || format!("`{text}` is no size: a number, with K, M, G, T or P for powers of 1024");

@@ -1,13 +1,14 @@
 //! `thinbak pool`.
 
 use thinbak_proto::v1::{
-    CheckPoolRequest, CreatePoolRequest, ListPoolsRequest, PoolInfo, PoolMessageRequest, PoolRequest,
-    ResizePoolRequest, check_pool_request::Source, pools_client::PoolsClient,
+    CheckPoolRequest, CreatePoolRequest, ListPoolsRequest, PoolDiscards, PoolInfo, PoolMessageRequest,
+    PoolRequest, PoolSettings, ResizePoolRequest, SetPoolRequest, check_pool_request::Source,
+    pools_client::PoolsClient,
 };
 
 use super::{
     Context,
-    args::{Pool, PoolCreate},
+    args::{Discards, Permission, Pool, PoolCreate, PoolFeatures, YesNo},
     grammar::MetadataArg,
     stop::{DAMAGED, Stop},
 };
@@ -42,9 +43,20 @@ async fn call(context: &Context, mut pools: Client, command: Pool) -> Result<(),
             show(context, &info)
         }
         Pool::Check { source } => check(context, source).await,
-        Pool::Resize { pool, size } => {
-            let request = ResizePoolRequest { pool, size_bytes: size };
+        Pool::Resize { pool, size, metadata_size } => {
+            let request = ResizePoolRequest {
+                pool,
+                size_bytes: size.unwrap_or_default(),
+                metadata_bytes: metadata_size.unwrap_or_default(),
+            };
             let info = pools.resize_pool(request).await?.into_inner();
+            show(context, &info)
+        }
+        Pool::Set(set) => {
+            let read_only = set.permission.map(|permission| permission == Permission::R);
+            let settings = PoolSettings { read_only, ..settings(&set.features) };
+            let request = SetPoolRequest { pool: set.pool, settings: Some(settings) };
+            let info = pools.set_pool(request).await?.into_inner();
             show(context, &info)
         }
         Pool::Remove { pool } => {
@@ -56,7 +68,11 @@ async fn call(context: &Context, mut pools: Client, command: Pool) -> Result<(),
             Ok(())
         }
         Pool::Message { pool, words } => {
-            pools.message(PoolMessageRequest { pool, words }).await?;
+            pools.message(PoolMessageRequest { pool: pool.clone(), words: words.clone() }).await?;
+            if output.is_json() {
+                let document = serde_json::json!({ "pool": pool, "message": words.join(" ") });
+                return Ok(output.document(&document)?);
+            }
             Ok(())
         }
     }
@@ -71,6 +87,27 @@ fn create_request(create: PoolCreate) -> CreatePoolRequest {
         dir: create.dir.unwrap_or_default(),
         data_device: create.data.unwrap_or_default(),
         metadata_device: create.metadata.unwrap_or_default(),
+        settings: Some(settings(&create.features)),
+    }
+}
+
+/// What was given of them.
+fn settings(features: &PoolFeatures) -> PoolSettings {
+    let is_yes = |answer: YesNo| answer == YesNo::Y;
+    PoolSettings {
+        zero: features.zero.map(is_yes),
+        discards: features.discards.map(|discards| {
+            let discards = match discards {
+                Discards::Passdown => PoolDiscards::Passdown,
+                Discards::Nopassdown => PoolDiscards::Nopassdown,
+                Discards::Ignore => PoolDiscards::Ignore,
+            };
+            discards.into()
+        }),
+        error_when_full: features.errorwhenfull.map(is_yes),
+        low_water_bytes: features.low_water,
+        no_space_timeout_seconds: features.no_space_timeout,
+        read_only: None,
     }
 }
 
@@ -115,12 +152,15 @@ async fn list(context: &Context, mut pools: Client) -> Result<(), Stop> {
     });
     context.output.table(&columns, rows.collect())?;
     for pool in listed.iter().filter(|pool| !pool.error.is_empty()) {
-        context.output.note(&format!("warning: {}", pool.error));
+        context.output.warning(&pool.error);
     }
     Ok(())
 }
 
 fn show(context: &Context, pool: &PoolInfo) -> Result<(), Stop> {
+    for warning in &pool.warnings {
+        context.output.warning(&format!("pool {}: {warning}", pool.name));
+    }
     if context.output.is_json() {
         return Ok(context.output.document(&json::pool(pool))?);
     }
@@ -128,6 +168,16 @@ fn show(context: &Context, pool: &PoolInfo) -> Result<(), Stop> {
         0 => "none".to_owned(),
         root => format!("held, at metadata block {root}"),
     };
+    let settings = pool.settings.unwrap_or_default();
+    let timeout = match settings.no_space_timeout_seconds() {
+        0 => "without limit".to_owned(),
+        seconds => format!("for {seconds} s"),
+    };
+    let when_full = match settings.error_when_full() {
+        true => "fail".to_owned(),
+        false => format!("are queued {timeout}"),
+    };
+    let yes_no = |yes| if yes { "yes" } else { "no" };
     for (name, value) in [
         ("pool", pool.name.clone()),
         ("place", format!("{}:{}", pool.kind, pool.place)),
@@ -140,7 +190,14 @@ fn show(context: &Context, pool: &PoolInfo) -> Result<(), Stop> {
         ("metadata snapshot", held),
         ("volumes", pool.volumes.to_string()),
         ("snapshots", pool.snapshots.to_string()),
+        ("zeroing", yes_no(settings.zero()).to_owned()),
+        ("discards", json::discards_name(settings.discards()).to_owned()),
+        ("writes when full", when_full),
+        ("permission", if settings.read_only() { "r" } else { "rw" }.to_owned()),
+        ("low water mark", human::bytes(settings.low_water_bytes())),
+        ("events", pool.events.to_string()),
         ("status", pool.status_line.clone()),
+        ("table", pool.table_line.clone()),
     ] {
         context.output.line(&format!("{:<18} {value}", format!("{name}:")))?;
     }

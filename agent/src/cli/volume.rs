@@ -21,8 +21,10 @@ pub(super) async fn run(context: &Context, command: Volume) -> Result<(), Stop> 
 
 async fn call(context: &Context, mut pools: PoolsClient<BoxedChannel>, command: Volume) -> Result<(), Stop> {
     match command {
-        Volume::Create { volume: VolumeArg { pool, volume, .. }, size } => {
-            let request = CreateVolumeRequest { pool: pool.clone(), volume, size_bytes: size };
+        Volume::Create { volume: VolumeArg { pool, volume, .. }, size, external_origin } => {
+            let external_origin = external_origin.unwrap_or_default();
+            let request =
+                CreateVolumeRequest { pool: pool.clone(), volume, size_bytes: size, external_origin };
             let made = pools.create_volume(request).await?.into_inner();
             tell(context, &pool, "is made", &[made])
         }
@@ -84,20 +86,27 @@ fn list(context: &Context, volumes: &[VolumeInfo]) -> Result<(), Stop> {
         Column::Right("MAPPED"),
         Column::Right("DEVICE"),
         Column::Left("CREATED"),
+        Column::Left("EXTERNAL ORIGIN"),
     ];
+    let has_origins = volumes.iter().any(|volume| volume.origin.is_some());
+    let columns = columns.get(..if has_origins { 7 } else { 6 }).unwrap_or_default();
     let rows = volumes.iter().map(|volume| {
         let created = match volume.created_at_ms {
             0 => String::new(),
             ms => human::time(ms),
         };
-        vec![
+        let mut row = vec![
             volume.name.clone(),
             json::kind_name(volume.kind()).to_owned(),
             human::bytes(volume.size_bytes),
             human::bytes(volume.mapped_bytes),
             volume.device_id.to_string(),
             created,
-        ]
+        ];
+        if has_origins {
+            row.push(volume.origin.as_ref().map(|origin| origin.path.clone()).unwrap_or_default());
+        }
+        row
     });
-    Ok(context.output.table(&columns, rows.collect())?)
+    Ok(context.output.table(columns, rows.collect())?)
 }

@@ -339,14 +339,16 @@ impl<'a> Backup<'a> {
             root: root_of(&generation)?,
             point: point.clone(),
         };
-        let mode = match (&due.base, due.reason.as_str()) {
-            (Some(_), _) => "incremental",
-            (None, "") => "full",
-            (None, _) => "compared",
+        let over_origin = candidate.volume().origin.is_some();
+        let (mode, reason) = match (&due.base, due.reason.as_str()) {
+            (Some(_), _) if over_origin => ("compared", "an external origin may have changed"),
+            (Some(_), _) => ("incremental", ""),
+            (None, "") => ("full", ""),
+            (None, reason) => ("compared", reason),
         };
         let summary = JobSummary {
             mode: mode.to_owned(),
-            reason: if due.base.is_some() { String::new() } else { due.reason.clone() },
+            reason: reason.to_owned(),
             changed_bytes,
             read_bytes: source.read_bytes(),
             sent_bytes: sink.stats().sent_bytes,

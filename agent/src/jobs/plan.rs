@@ -29,6 +29,15 @@ pub(super) struct Due {
     pub(super) reason: String,
 }
 
+impl Due {
+    /// Gives the base up.
+    fn give_up(&mut self, reason: String) {
+        tracing::warn!(volume = self.name, reason, "the base is given up, content is compared");
+        self.reason = reason;
+        self.base = None;
+    }
+}
+
 /// A volume of which something has to be sent.
 pub(super) struct Transfer {
     pub(super) due: Due,
@@ -111,19 +120,23 @@ fn open_view(pool: &EmbeddedPool) -> Result<MetadataView, Failed> {
         .map_err(|error| pools::failed(error.into()))
 }
 
-/// Gives up a base that is not what was recorded.
+/// Gives up a base that is not what was recorded, or that reads something else than the volume where nothing is
+/// mapped.
 fn prove(pool: &EmbeddedPool, view: &MetadataView, due: &mut Due) {
     let Some(base) = &due.base else { return };
     if let Err(not_proven) = pool.prove(&base.point, view) {
-        tracing::warn!(volume = due.name, reason = %not_proven, "the base is given up, content is compared");
-        due.reason = not_proven.to_string();
-        due.base = None;
+        return due.give_up(not_proven.to_string());
+    }
+    let origin = pool.by_device(base.point.device_id).and_then(|snapshot| snapshot.origin);
+    if origin != due.volume.origin {
+        due.give_up("the volume has not the external origin that it had when its base was made".to_owned());
     }
 }
 
-/// Nothing was written since the base: both have the very same mapping tree, and the same size.
+/// Nothing was written since the base: both have the very same mapping tree, and the same size. Of a volume over an
+/// external origin that says nothing: the origin may have changed.
 fn is_idle(view: &MetadataView, due: &Due) -> Result<bool, Failed> {
-    let Some(base) = &due.base else { return Ok(false) };
+    let Some(base) = due.base.as_ref().filter(|_| due.volume.origin.is_none()) else { return Ok(false) };
     let device = view.device(due.volume.device).map_err(|error| pools::failed(error.into()))?;
     Ok(device.is_some_and(|device| device.root == base.point.root_block)
         && due.volume.size_bytes == base.point.size_bytes)
@@ -158,7 +171,12 @@ fn walk(
             .base
             .as_ref()
             .map(|base| source::Base { root: base.point.root_block, size_bytes: base.point.size_bytes });
-        let changes = list_changes(&view, base, point.root_block, point.size_bytes, u64::from(chunk_bytes));
+        let target = source::Target {
+            root: point.root_block,
+            size_bytes: point.size_bytes,
+            origin_bytes: candidate.volume().origin.as_ref().map_or(0, |origin| origin.size_bytes),
+        };
+        let changes = list_changes(&view, base, target, u64::from(chunk_bytes));
         let changes = changes.map_err(|error| {
             Failed::new(FailureKind::Failed, format!("finding what changed in {}: {error}", due.name))
         })?;
@@ -170,26 +188,119 @@ fn walk(
 
 #[cfg(test)]
 mod tests {
-    use thinbak_engine::{BlockSize, CreateOptions, Kind};
+    use rand::{Rng as _, RngCore as _, SeedableRng as _, rngs::StdRng};
+    use thinbak_engine::{BlockSize, CreateOptions, Kind, PoolTable};
     use uuid::Uuid;
 
     use super::*;
+    use crate::source::RunKind;
+
+    fn pool(dir: &std::path::Path, block_bytes: u64) -> Arc<EmbeddedPool> {
+        let options = CreateOptions {
+            name: "p".to_owned(),
+            data_bytes: 64 * block_bytes,
+            block_size: BlockSize::from_bytes(block_bytes).unwrap(),
+            metadata_bytes: None,
+            devices: None,
+            table: PoolTable::without_waiting(),
+        };
+        Arc::new(EmbeddedPool::create(dir, options).unwrap())
+    }
+
+    fn due(volume: &Volume, base: Option<Base>) -> Due {
+        Due { volume: volume.clone(), name: "h/p/v".to_owned(), base, reason: String::new() }
+    }
+
+    fn reads(pool: &EmbeddedPool, volume: &Volume) -> Vec<u8> {
+        let mut bytes = vec![0; usize::try_from(volume.size_bytes).unwrap()];
+        pool.read(volume, 0, &mut bytes).unwrap();
+        bytes
+    }
+
+    fn scribble(pool: &EmbeddedPool, volume: &Volume, random: &mut StdRng) {
+        for _ in 0..4 {
+            let offset = random.random_range(0..volume.size_bytes);
+            let len = random.random_range(1..=400_000).min(volume.size_bytes - offset);
+            if random.random_bool(0.5) {
+                pool.discard(volume, offset, len).unwrap();
+            } else {
+                let mut bytes = vec![0; usize::try_from(len).unwrap()];
+                random.fill_bytes(&mut bytes);
+                pool.write(volume, offset, &bytes).unwrap();
+            }
+        }
+    }
+
+    /// Every byte that reads otherwise than before is in a run, and what a run calls unmapped reads as zero.
+    fn judge(changes: ChangeList, before: &[u8], after: &[u8], chunk_bytes: u32) {
+        let mut untold = vec![true; after.len()];
+        let mut next = 0;
+        for run in changes.into_runs().unwrap() {
+            let run = run.unwrap();
+            assert!(run.offset >= next && run.offset.is_multiple_of(chunk_bytes.into()), "{run:?}");
+            next = run.offset + run.len;
+            assert!(next.is_multiple_of(chunk_bytes.into()) || next == after.len() as u64, "{run:?}");
+            let place = usize::try_from(run.offset).unwrap()..usize::try_from(next).unwrap();
+            untold[place.clone()].fill(false);
+            if run.kind == RunKind::Unmapped {
+                assert!(after[place].iter().all(|&byte| byte == 0), "{run:?}");
+            }
+        }
+        let same = |at: usize| before.get(at).copied().unwrap_or(0) == after[at];
+        let missed = untold.iter().enumerate().position(|(at, &untold)| untold && !same(at));
+        assert_eq!(missed, None, "a change is not told");
+    }
+
+    #[test]
+    fn whatever_reads_otherwise_over_an_origin_is_told_for_any_blocks_chunks_and_sizes() {
+        let seed = std::env::var("THINBAK_SEED").ok().and_then(|seed| seed.parse().ok());
+        let seed = seed.unwrap_or_else(|| rand::rng().random());
+        println!("THINBAK_SEED={seed}");
+        let mut random = StdRng::seed_from_u64(seed);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("origin");
+        for round in 0..40u64 {
+            let block_bytes = [64 << 10, 192 << 10][random.random_range(0..2)];
+            let chunk_bytes = [64 << 10, 128 << 10, 1 << 20][random.random_range(0..3)];
+            let mut origin = vec![0; [777, 300_001, 5 << 20][random.random_range(0..3)]];
+            random.fill_bytes(&mut origin);
+            std::fs::write(&path, &origin).unwrap();
+            let pool = pool(&dir.path().join(round.to_string()), block_bytes);
+            let volume =
+                pool.create_volume_over("v", random.random_range(1..12) * block_bytes, &path).unwrap();
+            scribble(&pool, &volume, &mut random);
+            let (mut transfers, _) = snapshot_and_walk(&pool, vec![due(&volume, None)], chunk_bytes).unwrap();
+            let Transfer { candidate, point, changes, .. } = transfers.pop().unwrap();
+            let before = reads(&pool, &volume);
+            judge(changes, &[], &before, chunk_bytes);
+            let base =
+                Base { repository: Uuid::nil(), volume: volume.uuid, generation: 1, root: [0; 32], point };
+            candidate.keep(base.clone()).unwrap();
+
+            scribble(&pool, &volume, &mut random);
+            for _ in 0..3 {
+                let at = random.random_range(0..origin.len());
+                origin[at] ^= 1;
+            }
+            std::fs::write(&path, &origin).unwrap();
+            let size = if random.random_bool(0.5) { volume.size_bytes } else { 6 * block_bytes };
+            let volume = pool.resize_volume("v", size).unwrap();
+            let sorted = idle_test(&pool, vec![due(&volume, Some(base))]).unwrap();
+            assert!(sorted.unchanged.is_empty(), "nobody knows whether the origin changed");
+            let (mut transfers, _) = snapshot_and_walk(&pool, sorted.changed, chunk_bytes).unwrap();
+            let transfer = transfers.pop().unwrap();
+            assert!(transfer.due.base.is_some(), "{}", transfer.due.reason);
+            judge(transfer.changes, &before, &reads(&pool, &volume), chunk_bytes);
+        }
+    }
 
     #[test]
     fn a_snapshot_that_nobody_takes_over_is_removed() {
         let dir = tempfile::tempdir().unwrap();
-        let options = CreateOptions {
-            name: "p".to_owned(),
-            data_bytes: 16 << 20,
-            block_size: BlockSize::from_bytes(64 << 10).unwrap(),
-            metadata_bytes: None,
-            devices: None,
-        };
-        let pool = Arc::new(EmbeddedPool::create(&dir.path().join("p"), options).unwrap());
+        let pool = pool(&dir.path().join("p"), 64 << 10);
         let volume = pool.create_volume("v", 1 << 20).unwrap();
         pool.write(&volume, 0, &[1; 4096]).unwrap();
-        let due =
-            || Due { volume: volume.clone(), name: "h/p/v".to_owned(), base: None, reason: String::new() };
+        let due = || due(&volume, None);
         let (transfers, _) = snapshot_and_walk(&pool, vec![due()], 64 << 10).unwrap();
         assert_eq!(pool.volumes().len(), 2);
         drop(transfers);

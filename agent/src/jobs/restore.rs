@@ -18,7 +18,7 @@ use crate::{
     sink::{FileSink, VolumeSink},
     source::{GenerationSource, SourceStats},
     stream::{Progress, Source, pump},
-    volume::PoolVolume,
+    volume::{PoolVolume, write_zeros},
 };
 
 /// Restores one generation to the target of the request.
@@ -124,7 +124,8 @@ impl Restore<'_> {
         Ok(Done { mode: "", target: String::new(), changed_bytes, stats: source.stats() })
     }
 
-    /// Writes a snapshot of the volume, only what differs, verifies it, and lets it take the volume's place.
+    /// Writes a snapshot of the volume, only what differs, verifies it, and lets it take the volume's place. It stands for
+    /// itself: a volume over an external origin has none afterwards.
     async fn in_place(&self, manager: &Arc<PoolManager>, target: &VolumeRef) -> Result<Done, Failed> {
         let pool = open(manager, &target.pool).await?;
         let lock = manager.lock_volume(pool.uuid(), &target.volume)?;
@@ -177,8 +178,8 @@ fn check_new_name(pool: &EmbeddedPool, name: &str) -> Result<(), Failed> {
     }
 }
 
-/// Unmaps what a head has beyond its end from the volume that it is a snapshot of: it would come back when the
-/// restored volume is grown.
+/// Unmaps what a head has beyond its end from the volume that it is a snapshot of, or zeroes it where discards are
+/// ignored: it would come back when the restored volume is grown.
 fn forget_beyond(pool: &EmbeddedPool, head: &Volume) -> Result<(), Failed> {
     let failed = |source| {
         pools::failed(EmbeddedError::Pool {
@@ -187,6 +188,7 @@ fn forget_beyond(pool: &EmbeddedPool, head: &Volume) -> Result<(), Failed> {
         })
     };
     let (engine, size) = (pool.pool(), head.size_bytes);
+    let zero = |at, zeros: &[u8]| engine.write(head.device, at, zeros);
     let block = engine.block_size().bytes();
     let whole = size.next_multiple_of(block);
     if size < whole
@@ -195,10 +197,19 @@ fn forget_beyond(pool: &EmbeddedPool, head: &Volume) -> Result<(), Failed> {
             .map_err(failed)?
             .is_empty()
     {
-        let zeros = vec![0; usize::try_from(whole - size).unwrap_or(0)];
-        engine.write(head.device, size, &zeros).map_err(failed)?;
+        write_zeros(size, whole, zero).map_err(failed)?;
     }
-    engine.discard(head.device, whole, u64::MAX / 2).map_err(failed)
+    if !engine.table().features.ignore_discard {
+        return engine.discard(head.device, whole, u64::MAX / 2).map_err(failed);
+    }
+    let mut next = VirtualBlock(whole / block);
+    while let Some(run) =
+        engine.mapped_runs(head.device, next, VirtualBlock(u64::MAX), 1).map_err(failed)?.first().copied()
+    {
+        next = VirtualBlock(run.begin.0 + run.length);
+        write_zeros(run.begin.0 * block, next.0 * block, zero).map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// Removes a head that is of no use any more. A failure is only logged: the next open of the pool removes it.

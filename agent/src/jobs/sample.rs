@@ -35,7 +35,7 @@ pub(super) async fn check(
     name: &str,
 ) -> Result<usize, Failed> {
     let device = base.point.device_id;
-    let Some(snapshot) = pool.volumes().into_iter().find(|volume| volume.device == device) else {
+    let Some(snapshot) = pool.by_device(device) else {
         return Err(Failed::new(
             FailureKind::Failed,
             format!("the base of {name} is not in the pool any more"),
@@ -66,7 +66,8 @@ pub(super) async fn check(
     Ok(drawn.len())
 }
 
-/// Reads mapped chunks at random places. Blocking.
+/// Reads mapped chunks at random places; over an external origin, which may have changed, only such as are mapped as a
+/// whole. Blocking.
 fn draw(pool: Arc<EmbeddedPool>, snapshot: Volume, chunk_bytes: u64) -> Result<Vec<Drawn>, Failed> {
     let volume = PoolVolume::new(pool, snapshot);
     let size = volume.size_bytes();
@@ -87,6 +88,10 @@ fn draw(pool: Arc<EmbeddedPool>, snapshot: Volume, chunk_bytes: u64) -> Result<V
             continue;
         }
         let offset = chunk * chunk_bytes;
+        let covered = found.begin <= offset && (offset + chunk_bytes).min(size) <= found.end;
+        if volume.origin_bytes() > offset && !covered {
+            continue;
+        }
         let mut bytes = vec![0; usize::try_from(chunk_bytes.min(size - offset)).unwrap_or(0)];
         volume.read(offset, &mut bytes)?;
         drawn.push(Drawn { chunk, id: ChunkId::of(&bytes), is_zero: bytes.iter().all(|byte| *byte == 0) });

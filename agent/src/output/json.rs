@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use thinbak_proto::{
     Failed, FailureKind,
     v1::{
-        AgentStatusResponse, CheckPoolResponse, Generation, JobStatus, JobSummary, MsnapInfo, PoolInfo,
-        RunningJob, VerifyDamage, VerifySummary, VolumeInfo, VolumeKind,
+        AgentStatusResponse, CheckPoolResponse, Generation, JobStatus, JobSummary, MsnapInfo, PoolDiscards,
+        PoolInfo, PoolSettings, RunningJob, VerifyDamage, VerifySummary, VolumeInfo, VolumeKind,
     },
 };
 
@@ -89,7 +89,32 @@ pub(crate) fn pool(pool: &PoolInfo) -> Value {
         "volumes": pool.volumes,
         "snapshots": pool.snapshots,
         "status_line": pool.status_line,
+        "table_line": pool.table_line,
+        "needs_check": pool.needs_check,
+        "events": pool.events,
+        "settings": pool.settings.map(settings),
+        "warnings": pool.warnings,
     })
+}
+
+fn settings(settings: PoolSettings) -> Value {
+    json!({
+        "zero": settings.zero(),
+        "discards": discards_name(settings.discards()),
+        "error_when_full": settings.error_when_full(),
+        "low_water_bytes": settings.low_water_bytes(),
+        "no_space_timeout_seconds": settings.no_space_timeout_seconds(),
+        "permission": if settings.read_only() { "r" } else { "rw" },
+    })
+}
+
+/// What becomes of discards, in LVM's word.
+pub(crate) fn discards_name(discards: PoolDiscards) -> &'static str {
+    match discards {
+        PoolDiscards::Passdown => "passdown",
+        PoolDiscards::Nopassdown => "nopassdown",
+        PoolDiscards::Ignore => "ignore",
+    }
 }
 
 pub(crate) fn check(pool: &str, report: &CheckPoolResponse) -> Value {
@@ -126,6 +151,10 @@ pub(crate) fn volume(volume: &VolumeInfo) -> Value {
         "mapped_bytes": volume.mapped_bytes,
         "created_at": Some(volume.created_at_ms).filter(|ms| *ms > 0).map(utc),
         "read_only": volume.read_only,
+        "external_origin": volume.origin.as_ref().map(|origin| json!({
+            "path": origin.path,
+            "size_bytes": origin.size_bytes,
+        })),
     })
 }
 

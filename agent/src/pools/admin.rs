@@ -8,18 +8,22 @@ use std::{
 use thinbak_engine::{
     Access, BlockDevice, BlockSize, FileDevice,
     check::{self, CheckReport},
-    embedded::{CreateOptions, EmbeddedPool, Kind},
+    embedded::{CreateOptions, EmbeddedPool},
 };
 use thinbak_proto::{
     Failed, FailureKind,
-    v1::{CheckPoolResponse, CreatePoolRequest, PoolDamage, PoolInfo, check_pool_request::Source},
+    v1::{
+        CheckPoolResponse, CreatePoolRequest, PoolDamage, PoolInfo, ResizePoolRequest,
+        check_pool_request::Source,
+    },
 };
 
 use super::{
     PoolManager,
-    failure::{of_check, while_doing},
+    failure::{failed as engine_failed, of_check, while_doing},
+    info::info,
     place::{PoolSpec, check_name},
-    text,
+    settings, text,
 };
 
 const DEFAULT_BLOCK_BYTES: u64 = 64 * 1024;
@@ -112,6 +116,7 @@ impl Plan {
             block_size,
             metadata_bytes: Some(request.metadata_bytes).filter(|bytes| *bytes > 0),
             devices,
+            table: settings::table(request.settings.unwrap_or_default(), block_size),
         };
         Ok(Self { name, dir, register, options })
     }
@@ -160,9 +165,19 @@ pub(super) fn status(manager: &PoolManager, spec: &str) -> Result<PoolInfo, Fail
     info(&*manager.open(spec)?)
 }
 
-pub(super) fn resize(manager: &PoolManager, spec: &str, size_bytes: u64) -> Result<PoolInfo, Failed> {
-    let pool = manager.open(spec)?;
-    pool.grow(size_bytes).map_err(while_doing(|| format!("resize pool {spec}")))?;
+/// Metadata first: a pool that is out of both gets room for the metadata of its new data blocks.
+pub(super) fn resize(manager: &PoolManager, request: &ResizePoolRequest) -> Result<PoolInfo, Failed> {
+    let attempt = || format!("resize pool {}", request.pool);
+    if request.size_bytes == 0 && request.metadata_bytes == 0 {
+        return Err(Failed::new(FailureKind::Usage, format!("{}: no size is given", attempt())));
+    }
+    let pool = manager.open(&request.pool)?;
+    if request.metadata_bytes > 0 {
+        pool.grow_metadata(request.metadata_bytes).map_err(while_doing(attempt))?;
+    }
+    if request.size_bytes > 0 {
+        pool.grow(request.size_bytes).map_err(while_doing(attempt))?;
+    }
     info(&pool)
 }
 
@@ -183,20 +198,8 @@ pub(super) fn remove(manager: &PoolManager, spec: &str) -> Result<(), Failed> {
 /// Messages that change what the registry knows are refused by the pool itself.
 pub(super) fn message(manager: &PoolManager, spec: &str, words: &[String]) -> Result<(), Failed> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    if words.is_empty() {
-        return Err(Failed::new(FailureKind::Usage, format!("message to pool {spec}: no words")));
-    }
-    if !matches!(words.first(), Some(&("reserve_metadata_snap" | "release_metadata_snap"))) {
-        return Err(Failed::new(
-            FailureKind::Refused,
-            format!(
-                "message to pool {spec}: `{}` would bring the pool and its registry out of step",
-                words.join(" ")
-            ),
-        )
-        .with_hint("thinbak volume create, snapshot and remove keep both in step"));
-    }
-    manager.open(spec)?.message(&words).map_err(while_doing(|| format!("message to pool {spec}")))
+    let attempt = || format!("message `{}` to pool {spec}", words.join(" "));
+    manager.open(spec)?.message(&words).map_err(while_doing(attempt))
 }
 
 /// Checks the metadata of a pool, or what a file or device holds.
@@ -217,7 +220,8 @@ fn check_pool(manager: &PoolManager, spec: &str) -> Result<CheckPoolResponse, Fa
         Ok(pool) => check_open(spec, &pool).map(answer),
         // Too damaged to be opened: its metadata alone can still be looked at.
         Err(failed) if failed.kind == FailureKind::Damaged => {
-            let Ok(device) = FileDevice::open(&dir.join("metadata"), Access::ReadOnly) else {
+            let metadata = EmbeddedPool::metadata_of(&dir).map_err(engine_failed)?;
+            let Ok(device) = FileDevice::open(&metadata, Access::ReadOnly) else {
                 return Err(failed);
             };
             let report = check::check(Arc::new(device), None).map_err(of_check)?;
@@ -283,46 +287,4 @@ fn answer(report: CheckReport) -> CheckPoolResponse {
         mappings: report.mappings,
         metadata_blocks_checked: report.blocks,
     }
-}
-
-/// Those that are open, for the agent's status.
-pub(crate) fn open_pool_infos(manager: &PoolManager) -> Vec<PoolInfo> {
-    let mut infos: Vec<PoolInfo> = manager
-        .open_pools()
-        .iter()
-        .map(|pool| {
-            info(pool).unwrap_or_else(|failed| PoolInfo {
-                name: pool.name().to_owned(),
-                error: failed.message,
-                ..PoolInfo::default()
-            })
-        })
-        .collect();
-    infos.sort_by(|left, right| left.name.cmp(&right.name));
-    infos
-}
-
-fn info(pool: &EmbeddedPool) -> Result<PoolInfo, Failed> {
-    let status = pool.pool().status();
-    let volumes = pool.volumes();
-    let count =
-        |wanted: fn(&Kind) -> bool| volumes.iter().filter(|volume| wanted(&volume.kind)).count() as u64;
-    Ok(PoolInfo {
-        name: pool.name().to_owned(),
-        kind: "dir".to_owned(),
-        place: pool.dir().display().to_string(),
-        uuid: pool.uuid().to_string(),
-        transaction_id: status.transaction_id,
-        block_bytes: pool.pool().block_size().bytes(),
-        metadata_used_blocks: status.metadata_used,
-        metadata_total_blocks: status.metadata_total,
-        data_used_blocks: status.data_used,
-        data_total_blocks: status.data_total,
-        held_root: status.held_root.map_or(0, |root| root.0),
-        mode: status.mode.to_string().to_lowercase(),
-        volumes: count(|kind| matches!(kind, Kind::Volume)),
-        snapshots: count(|kind| matches!(kind, Kind::Snapshot { .. } | Kind::Base { .. })),
-        status_line: status.to_string(),
-        error: String::new(),
-    })
 }

@@ -1,4 +1,4 @@
-//! A volume's content as extents, only where it is mapped.
+//! A volume's content as extents, only where it is mapped or lies over an external origin.
 
 use std::sync::Arc;
 
@@ -36,7 +36,7 @@ fn send(manager: &PoolManager, request: &ExportRequest, sender: &Sender) -> Resu
     if !send(Message::Header(ExportHeader { size_bytes })) {
         return Ok(());
     }
-    for range in volume.mapped(0, size_bytes) {
+    for range in volume.readable(0, size_bytes) {
         let MappedRange { mut begin, end } = range?;
         while begin < end {
             let len = usize::try_from(end - begin).unwrap_or(usize::MAX).min(MAX_PAYLOAD_LEN);

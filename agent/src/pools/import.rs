@@ -21,6 +21,7 @@ use super::{
     failure::{of_pool, while_doing},
     volumes,
 };
+use crate::volume::PoolVolume;
 
 /// Extents that may wait for the pool.
 const QUEUED_EXTENTS: usize = 4;
@@ -91,6 +92,8 @@ struct Import {
     name: String,
     pool: Arc<EmbeddedPool>,
     head: Volume,
+    /// The head as a sink writes it.
+    target: PoolVolume,
     replaces: bool,
     /// Everything before this has been dealt with.
     next: u64,
@@ -132,7 +135,8 @@ impl Import {
             }
         };
         let head = pool.create_head(size_bytes, None).map_err(while_doing(attempt))?;
-        Ok(Self { name, pool, head, replaces: existing.is_some(), next: 0, _lock: lock })
+        let target = PoolVolume::new(Arc::clone(&pool), head.clone());
+        Ok(Self { name, pool, head, target, replaces: existing.is_some(), next: 0, _lock: lock })
     }
 
     fn apply(&mut self, mut pieces: mpsc::Receiver<Piece>, tell: impl Fn(u64)) -> Result<(), Failed> {
@@ -176,8 +180,10 @@ impl Import {
                     self.name
                 )));
             }
-            let attempt = || format!("import into {}", self.name);
-            self.pool.write(&self.head, begin, data).map_err(while_doing(attempt))?;
+            self.target.write(begin, data).map_err(|failed| Failed {
+                message: format!("import into {}: {}", self.name, failed.message),
+                ..failed
+            })?;
         }
         self.next = end;
         Ok(())
@@ -199,7 +205,7 @@ fn refuse_content(pool: &EmbeddedPool, volume: &Volume, name: &str) -> Result<()
         .pool()
         .mapped_runs(volume.device, VirtualBlock(0), VirtualBlock(u64::MAX), 1)
         .map_err(of_pool("the volume's mappings could not be read"))?;
-    if mapped.is_empty() {
+    if mapped.is_empty() && volume.origin.is_none() {
         return Ok(());
     }
     Err(Failed::new(FailureKind::Refused, format!("import into {name}: the volume is not empty"))

@@ -7,7 +7,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use thinbak_engine::embedded::EmbeddedPool;
+use thinbak_engine::{PoolTable, embedded::EmbeddedPool};
 use thinbak_proto::{Failed, FailureKind};
 use uuid::Uuid;
 
@@ -105,6 +105,34 @@ impl PoolManager {
         let pool = Arc::new(pool);
         open.insert(key, Arc::clone(&pool));
         Ok(pool)
+    }
+
+    /// Closes a pool that nobody uses and opens it again with another table.
+    pub(super) fn reopen(
+        &self,
+        spec: &str,
+        dir: &Path,
+        table: PoolTable,
+    ) -> Result<Arc<EmbeddedPool>, Failed> {
+        let busy = || {
+            let message = format!(
+                "set pool {spec}: while it is in use, discards neither begin nor cease to be ignored"
+            );
+            Failed::new(FailureKind::Busy, message).with_hint("try again when no job is running on it")
+        };
+        let mut open = self.open.lock();
+        let pool = open.remove(&key(dir)).ok_or_else(busy)?;
+        match Arc::try_unwrap(pool).and_then(|pool| pool.reopen_with(table).map_err(Arc::new)) {
+            Ok(reopened) => {
+                let pool = Arc::new(reopened.map_err(while_doing(|| format!("set pool {spec}")))?);
+                open.insert(key(dir), Arc::clone(&pool));
+                Ok(pool)
+            }
+            Err(used) => {
+                open.insert(key(dir), used);
+                Err(busy())
+            }
+        }
     }
 
     /// Takes in a pool that was just made.

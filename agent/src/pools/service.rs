@@ -9,7 +9,7 @@ use thinbak_proto::{
         DumpRequest, ExportRequest, ExportResponse, ImportRequest, ListPoolVolumesResponse, ListPoolsRequest,
         ListPoolsResponse, MsnapInfo, PoolInfo, PoolMessageRequest, PoolMessageResponse, PoolRequest,
         ReleaseMsnapRequest, RemovePoolResponse, RemoveVolumeRequest, ResizePoolRequest, ResizeVolumeRequest,
-        SnapshotVolumesRequest, SnapshotVolumesResponse, TextChunk, VolumeInfo,
+        SetPoolRequest, SnapshotVolumesRequest, SnapshotVolumesResponse, TextChunk, VolumeInfo,
         pools_server::{Pools, PoolsServer},
     },
 };
@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{PoolManager, admin, blocking, export, import, msnap, text, volumes};
+use super::{PoolManager, admin, blocking, export, import, msnap, settings, text, volumes};
 
 /// Messages of a stream that may wait for a slow reader.
 const QUEUED_MESSAGES: usize = 4;
@@ -91,7 +91,11 @@ impl Pools for PoolsService {
     }
 
     async fn resize_pool(&self, request: Request<ResizePoolRequest>) -> Answer<PoolInfo> {
-        self.call(request, |manager, request| admin::resize(manager, &request.pool, request.size_bytes)).await
+        self.call(request, |manager, request| admin::resize(manager, &request)).await
+    }
+
+    async fn set_pool(&self, request: Request<SetPoolRequest>) -> Answer<PoolInfo> {
+        self.call(request, |manager, request| settings::set(manager, &request)).await
     }
 
     async fn remove_pool(&self, request: Request<PoolRequest>) -> Answer<RemovePoolResponse> {

@@ -46,7 +46,12 @@ impl Fixture {
     }
 
     async fn volume(&mut self, volume: &str, size_bytes: u64) -> Result<VolumeInfo, Failed> {
-        let request = CreateVolumeRequest { pool: "p".into(), volume: volume.into(), size_bytes };
+        let request = CreateVolumeRequest {
+            pool: "p".into(),
+            volume: volume.into(),
+            size_bytes,
+            ..CreateVolumeRequest::default()
+        };
         self.pools.create_volume(request).await.map(tonic::Response::into_inner).map_err(Failed::from)
     }
 
@@ -131,9 +136,12 @@ async fn a_pool_is_made_listed_resized_checked_and_removed() {
     assert_eq!(listed.len(), 1);
     assert_eq!((listed[0].name.as_str(), listed[0].mode.as_str()), ("p", "rw"));
     assert_eq!(listed[0].data_total_blocks, 1024);
-    let resized =
-        fixture.pools.resize_pool(ResizePoolRequest { pool: "p".into(), size_bytes: 128 * MIB }).await;
-    assert_eq!(resized.unwrap().into_inner().data_total_blocks, 2048);
+    let larger = ResizePoolRequest { pool: "p".into(), size_bytes: 128 * MIB, metadata_bytes: 4 * MIB };
+    let resized = fixture.pools.resize_pool(larger).await.unwrap().into_inner();
+    assert_eq!((resized.data_total_blocks, resized.metadata_total_blocks), (2048, 1024));
+    let nothing = ResizePoolRequest { pool: "p".into(), ..ResizePoolRequest::default() };
+    let failed = Failed::from(fixture.pools.resize_pool(nothing).await.unwrap_err());
+    assert_eq!(failed.exit_code(), 2);
     let source = Some(check_pool_request::Source::Pool("p".into()));
     let report = fixture.pools.check_pool(CheckPoolRequest { source }).await.unwrap().into_inner();
     assert_eq!(report.damage, []);
@@ -300,10 +308,25 @@ async fn only_messages_that_the_registry_survives_are_sent() {
     };
     send("reserve_metadata_snap").await.unwrap();
     send("release_metadata_snap").await.unwrap();
-    for words in ["create_thin 7", "delete 1", "set_transaction_id 0 9", "nonsense"] {
+    send("create_thin 7").await.unwrap();
+    let cases = [
+        ("set_transaction_id 0 9", 5),
+        ("create_thin 7", 5),
+        ("create_snap 8 9", 10),
+        ("delete 9", 10),
+        ("nonsense", 2),
+        ("create_thin -1", 2),
+    ];
+    for (words, code) in cases {
         let failed = send(words).await.unwrap_err();
-        assert_eq!((failed.exit_code(), failed.hint.is_some()), (5, true), "{words}");
+        assert_eq!(failed.exit_code(), code, "{words}: {failed}");
     }
+    assert_eq!(fixture.names().await, ["#7"]);
+    fixture.volume("v", MIB).await.unwrap();
+    let words = ["delete", "0"].map(ToOwned::to_owned).to_vec();
+    let refused = fixture.pools.message(PoolMessageRequest { pool: "p".into(), words }).await.unwrap_err();
+    let refused = Failed::from(refused);
+    assert_eq!((refused.exit_code(), refused.hint.is_some()), (5, true), "{refused}");
 }
 
 #[tokio::test]

@@ -1,13 +1,13 @@
 //! Volumes and snapshots of a pool.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, path::Path, sync::Arc};
 
 use thinbak_engine::embedded::{EmbeddedPool, Kind, Volume};
 use thinbak_proto::{
     Failed, FailureKind,
     v1::{
-        CreateVolumeRequest, RemoveVolumeRequest, ResizeVolumeRequest, SnapshotVolumesRequest, VolumeInfo,
-        VolumeKind,
+        CreateVolumeRequest, ExternalOrigin, RemoveVolumeRequest, ResizeVolumeRequest,
+        SnapshotVolumesRequest, VolumeInfo, VolumeKind,
     },
 };
 
@@ -19,7 +19,11 @@ use super::{
 pub(super) fn create(manager: &PoolManager, request: &CreateVolumeRequest) -> Result<VolumeInfo, Failed> {
     let pool = manager.open(&request.pool)?;
     let attempt = || format!("create volume {}/{}", request.pool, request.volume);
-    let volume = pool.create_volume(&request.volume, request.size_bytes).map_err(while_doing(attempt))?;
+    let made = match request.external_origin.as_str() {
+        "" => pool.create_volume(&request.volume, request.size_bytes),
+        origin => pool.create_volume_over(&request.volume, request.size_bytes, Path::new(origin)),
+    };
+    let volume = made.map_err(while_doing(attempt))?;
     info(&pool, &volume)
 }
 
@@ -56,7 +60,7 @@ pub(super) fn snapshot(
 pub(super) fn list(manager: &PoolManager, spec: &str) -> Result<Vec<VolumeInfo>, Failed> {
     let pool = manager.open(spec)?;
     let mut volumes = pool.volumes();
-    volumes.retain(|volume| !matches!(volume.kind, Kind::Head | Kind::Candidate));
+    volumes.retain(|volume| !volume.kind.is_private());
     volumes.extend(pool.unknown_devices().map_err(failed)?);
     volumes.sort_by(|left, right| order(left).cmp(&order(right)));
     let devices = pool.pool().devices().map_err(of_pool("the devices could not be listed"))?;
@@ -117,7 +121,7 @@ fn to_wire(volume: &Volume, mapped_bytes: u64) -> VolumeInfo {
         Kind::Snapshot { .. } => VolumeKind::Snapshot,
         Kind::Base { .. } => VolumeKind::Base,
         Kind::Unknown => VolumeKind::Unknown,
-        Kind::Volume | Kind::Head | Kind::Candidate => VolumeKind::Volume,
+        Kind::Volume | Kind::Head | Kind::Candidate | Kind::Trash => VolumeKind::Volume,
     };
     VolumeInfo {
         name: volume.name.clone(),
@@ -128,5 +132,9 @@ fn to_wire(volume: &Volume, mapped_bytes: u64) -> VolumeInfo {
         mapped_bytes,
         created_at_ms: volume.created_at_ms,
         read_only: volume.read_only,
+        origin: volume.origin.as_ref().map(|origin| ExternalOrigin {
+            path: origin.path.display().to_string(),
+            size_bytes: origin.size_bytes,
+        }),
     }
 }

@@ -4,6 +4,7 @@
 //! a temporary file once it is longer than a MiB: memory does not grow with the volume.
 
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 
 use tempfile::SpooledTempFile;
 use thinbak_engine::{ChangeKind, MetadataBlock, MetadataView, ViewError, VirtualBlock};
@@ -11,7 +12,7 @@ use thinbak_engine::{ChangeKind, MetadataBlock, MetadataView, ViewError, Virtual
 /// What is known of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RunKind {
-    /// Every block of it is mapped.
+    /// Every block of it is mapped, or reads an external origin.
     Data,
     /// No block of it is mapped.
     Unmapped,
@@ -38,6 +39,17 @@ pub struct Base {
     pub root: MetadataBlock,
     /// Its virtual size in bytes.
     pub size_bytes: u64,
+}
+
+/// The newer side of a comparison.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    /// Root of its mapping tree.
+    pub root: MetadataBlock,
+    /// Its virtual size in bytes.
+    pub size_bytes: u64,
+    /// Up to where it reads an external origin where nothing is mapped; 0 without one.
+    pub origin_bytes: u64,
 }
 
 /// The runs of a comparison in ascending order.
@@ -128,6 +140,9 @@ impl Writer {
 
     /// `begin .. end` in bytes; nothing before `begin` follows.
     fn push(&mut self, begin: u64, end: u64, kind: RunKind) -> io::Result<()> {
+        if begin >= end {
+            return Ok(());
+        }
         let (begin, end, kind) = if self.fits {
             (begin, end.min(self.size), kind)
         } else {
@@ -147,6 +162,12 @@ impl Writer {
             }
         }
         Ok(())
+    }
+
+    /// What is not mapped: data as far as an external origin reaches.
+    fn push_unmapped(&mut self, begin: u64, end: u64, origin_end: u64) -> io::Result<()> {
+        self.push(begin, end.min(origin_end), RunKind::Data)?;
+        self.push(begin.max(origin_end), end, RunKind::Unmapped)
     }
 
     fn write_pending(&mut self) -> io::Result<()> {
@@ -176,17 +197,19 @@ pub enum ChangeListError {
     Spool(#[from] io::Error),
 }
 
-/// Lists what a stream from `base` to the device with `root` and `size_bytes` must name, in units of
-/// `chunk_bytes`. The comparison holds up to the smaller of both sizes; everything beyond counts as
-/// changed, mapped or not, because mappings past a shrunken end come back on growth.
+/// Lists what a stream from `base` to `target` must name, in units of `chunk_bytes`. The comparison holds up to
+/// the smaller of both sizes; everything beyond counts as changed, mapped or not, because mappings past a
+/// shrunken end come back on growth. What reads an external origin is named in any case, as data: that
+/// neither mapping names it does not say that it has not changed. A base must have the same origin.
 pub fn list_changes(
     view: &MetadataView,
     base: Option<Base>,
-    root: MetadataBlock,
-    size_bytes: u64,
+    target: Target,
     chunk_bytes: u64,
 ) -> Result<ChangeList, ChangeListError> {
+    let Target { root, size_bytes, origin_bytes } = target;
     let block = view.superblock().block_size.bytes();
+    let origin_end = origin_bytes.min(size_bytes).next_multiple_of(chunk_bytes);
     let mut writer = Writer::new(size_bytes, block, chunk_bytes);
     let clip = match base {
         None => size_bytes,
@@ -196,32 +219,73 @@ pub fn list_changes(
             (smaller / block * block) / chunk_bytes * chunk_bytes
         }
     };
+    let mut gaps = gaps(view, root, origin_end.min(clip));
+    let mut gap = gaps.next().transpose()?;
     for change in view.changes(base.map(|base| base.root), root) {
         let change = change?;
         let (begin, end) = (change.begin.0 * block, (change.begin.0 + change.length) * block);
         if begin >= clip {
             break;
         }
-        let kind = match change.kind {
-            ChangeKind::Changed => RunKind::Data,
-            ChangeKind::Unmapped => RunKind::Unmapped,
+        let (begin, kind) = match change.kind {
+            ChangeKind::Changed => (begin, RunKind::Data),
+            // Before that end the gaps have it.
+            ChangeKind::Unmapped => (begin.max(origin_end), RunKind::Unmapped),
         };
+        while let Some(here) = gap.as_ref().filter(|gap| gap.start < begin) {
+            writer.push(here.start, here.end, RunKind::Data)?;
+            gap = gaps.next().transpose()?;
+        }
         writer.push(begin, end.min(clip), kind)?;
     }
+    while let Some(here) = gap {
+        writer.push(here.start, here.end, RunKind::Data)?;
+        gap = gaps.next().transpose()?;
+    }
     if clip < size_bytes {
-        list_everything(view, root, clip, size_bytes, &mut writer)?;
+        list_everything(view, target, clip, origin_end, &mut writer)?;
     }
     Ok(writer.finish()?)
+}
+
+/// The ranges before `end` that a device does not map, ascending. Bytes.
+fn gaps(
+    view: &MetadataView,
+    root: MetadataBlock,
+    end: u64,
+) -> impl Iterator<Item = Result<Range<u64>, ViewError>> {
+    let block = view.superblock().block_size.bytes();
+    let mut mappings = (end > 0).then(|| view.mappings(root, VirtualBlock(0)));
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        while at < end {
+            let mapped = match mappings.as_mut()?.next() {
+                Some(Ok(mapping)) => mapping.virtual_block.0 * block,
+                Some(Err(error)) => {
+                    at = end;
+                    return Some(Err(error));
+                }
+                None => end,
+            };
+            let gap = at..mapped.min(end);
+            at = mapped.saturating_add(block);
+            if !gap.is_empty() {
+                return Some(Ok(gap));
+            }
+        }
+        None
+    })
 }
 
 /// Names everything from `from` on, mapped or not.
 fn list_everything(
     view: &MetadataView,
-    root: MetadataBlock,
+    target: Target,
     from: u64,
-    size: u64,
+    origin_end: u64,
     writer: &mut Writer,
 ) -> Result<(), ChangeListError> {
+    let (root, size) = (target.root, target.size_bytes);
     let block = view.superblock().block_size.bytes();
     let mut at = from;
     for mapping in view.mappings(root, VirtualBlock(from / block)) {
@@ -230,11 +294,11 @@ fn list_everything(
             break;
         }
         let end = (begin + block).min(size);
-        writer.push(at, begin.max(at), RunKind::Unmapped)?;
+        writer.push_unmapped(at, begin.max(at), origin_end)?;
         writer.push(begin.max(at), end, RunKind::Data)?;
         at = end;
     }
-    writer.push(at, size, RunKind::Unmapped)?;
+    writer.push_unmapped(at, size, origin_end)?;
     Ok(())
 }
 

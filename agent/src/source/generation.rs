@@ -233,8 +233,8 @@ fn compare(target: &PoolVolume, geometry: Geometry, runs: &[MapRun]) -> Result<(
     Ok((different, read))
 }
 
-/// The same for a run that reads as zero. Of a hole the target's blocks that lie wholly in it must go;
-/// everything else, and a zero, may stay mapped or unmapped but must read as zero.
+/// The same for a run that reads as zero. Of a hole the target's blocks that lie wholly in it must go, where it can unmap
+/// any; everything else, and a zero, may stay mapped or unmapped but must read as zero.
 fn compare_gap(
     target: &PoolVolume,
     geometry: Geometry,
@@ -245,11 +245,13 @@ fn compare_gap(
     let (offset, len) = (geometry.offset(run), geometry.len(run));
     let block = target.block_bytes();
     let whole = match run.entry {
-        MapEntry::Hole => offset.next_multiple_of(block)..(offset + len) / block * block,
+        MapEntry::Hole if target.can_unmap() => {
+            offset.next_multiple_of(block)..(offset + len) / block * block
+        }
         _ => 0..0,
     };
     let (mut read, mut next) = (0, run.chunk);
-    for range in target.mapped(offset, offset + len) {
+    for range in target.readable(offset, offset + len) {
         let range = range?;
         let must_go = range.begin.max(whole.start)..range.end.min(whole.end);
         for chunk in (range.begin / geometry.chunk).max(next)..range.end.div_ceil(geometry.chunk) {

@@ -105,12 +105,12 @@ impl Reader {
         self.send()
     }
 
-    /// Tells chunk by chunk whether any block of it is mapped.
+    /// Tells chunk by chunk whether anything in it may read as other than zero.
     fn mixed(&mut self, run: Run) -> Result<(), Stop> {
         let end = run.offset + run.len;
         let volume = self.volume.clone();
         let mut at = run.offset;
-        for range in volume.mapped(run.offset, end) {
+        for range in volume.readable(run.offset, end) {
             let range = range?;
             let begin = (range.begin / self.chunk_bytes * self.chunk_bytes).max(at);
             let stop = range.end.next_multiple_of(self.chunk_bytes).min(end);

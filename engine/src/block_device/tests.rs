@@ -214,6 +214,9 @@ fn a_failing_write_leaves_what_the_plan_says() {
         assert!(device.write_at(0, &[7; 1536]).is_err());
         assert_eq!([0, 512, 1024].map(|at| byte(device.inner(), at)), expected);
         assert_eq!(log.len(), usize::from(remains != Remains::Nothing));
+    }
+}
+
 /// Reads of every kind of alignment, of a file whose end is inside a sector.
 fn reads_around_the_page_cache(dir: &std::path::Path) {
     let path = dir.join("metadata");

@@ -5,7 +5,7 @@ use uuid::Uuid;
 use super::heads::{find_current, wrong_kind};
 use super::volume::Volume;
 use super::{EmbeddedError, EmbeddedPool};
-use crate::registry::{Base, Change, Entry, Plan, Role, State};
+use crate::registry::{Base, Change, Entry, Plan, Role};
 
 impl EmbeddedPool {
     /// The base of a volume for a repository.
@@ -44,8 +44,9 @@ impl EmbeddedPool {
                 return Err(EmbeddedError::Stale { name: candidate.name.clone(), device: entry.device });
             }
             let repository = base.repository;
-            let former = base_devices(state, repository, of);
-            let mut changes: Vec<Change> = former.map(|entry| Change::Remove(entry.device)).collect();
+            let former = state.base_snapshot(of, repository);
+            let mut changes: Vec<Change> =
+                former.map(|entry| Change::Remove(entry.device)).into_iter().collect();
             changes.push(Change::Put(Entry { role: Role::Base { of, repository }, ..entry.clone() }));
             changes.push(Change::PutBase(base));
             Ok((Plan { create: Vec::new(), changes }, ()))
@@ -74,17 +75,13 @@ impl EmbeddedPool {
     /// What pool and registry say.
     pub fn forget_base(&self, repository: Uuid, volume: Uuid) -> Result<(), EmbeddedError> {
         self.inner.transact(|state| {
+            let former = state.base_snapshot(volume, repository);
             let mut changes: Vec<Change> =
-                base_devices(state, repository, volume).map(|entry| Change::Remove(entry.device)).collect();
+                former.map(|entry| Change::Remove(entry.device)).into_iter().collect();
             if state.bases.contains_key(&(repository, volume)) {
                 changes.push(Change::RemoveBase { repository, volume });
             }
             Ok((Plan { create: Vec::new(), changes }, ()))
         })
     }
-}
-
-fn base_devices(state: &State, repository: Uuid, volume: Uuid) -> impl Iterator<Item = &Entry> {
-    let wanted = Role::Base { of: volume, repository };
-    state.devices.values().filter(move |entry| entry.role == wanted)
 }

@@ -9,13 +9,13 @@ use std::sync::atomic::Ordering;
 
 use uuid::Uuid;
 
-use super::description::{DATA, DESCRIPTION, Description, METADATA, UNFINISHED};
+use super::description::{DATA, DESCRIPTION, Description, METADATA, Table, UNFINISHED};
 use super::locks::{LOCK, Lock};
 use super::volumes::check_multiple;
-use super::{EmbeddedError, EmbeddedPool};
+use super::{EmbeddedError, EmbeddedPool, identity};
 use crate::block_device::{Access, BlockDevice, FileDevice};
 use crate::format::{BLOCK_BYTES, BlockSize, MAX_METADATA_BLOCKS};
-use crate::pool::{Pool, PoolError};
+use crate::pool::{Pool, PoolError, PoolTable};
 use crate::registry::{FileLog, JOURNAL, JOURNAL_NEW, Registry, sync_directory};
 
 /// Everything that a pool's directory may hold, the description first.
@@ -39,6 +39,8 @@ pub struct CreateOptions {
     /// Files or block devices for data and metadata, which must exist. Empty files are brought to size. Else files in
     /// the directory.
     pub devices: Option<(PathBuf, PathBuf)>,
+    /// How the pool behaves.
+    pub table: PoolTable,
 }
 
 /// The size of a metadata device by the kernel's rule of thumb: 48 bytes for each data block, at least 2 MiB and at
@@ -204,6 +206,7 @@ fn fill(
     undo: &mut Undo,
 ) -> Result<EmbeddedPool, EmbeddedError> {
     let mut description = Description::new(&options.name, Uuid::new_v4(), options.block_size);
+    description.table = Table(options.table);
     if let Some((data, metadata)) = &options.devices {
         description.data = Some(existing(data)?);
         description.metadata = Some(existing(metadata)?);
@@ -231,14 +234,15 @@ fn fill(
         data = make(&data_path, options.data_bytes)?;
         metadata = make(&metadata_path, options.metadata_bytes.unwrap_or_else(default))?;
     }
-    let pool =
-        Pool::format(Arc::clone(&metadata), data, options.block_size).map_err(|source| match source {
-            PoolError::NotBlank => EmbeddedError::MetadataNotBlank { path: metadata_path },
-            source => EmbeddedError::Pool { attempt: "the pool could not be formatted", source },
-        })?;
+    let formatted = Pool::format_with(Arc::clone(&metadata), data, options.block_size, options.table);
+    let pool = formatted.map_err(|source| match source {
+        PoolError::NotBlank => EmbeddedError::MetadataNotBlank { path: metadata_path },
+        source => EmbeddedError::Pool { attempt: "the pool could not be formatted", source },
+    })?;
     pool.commit().map_err(EmbeddedError::pool("the pool could not be formatted"))?;
     let journal = Registry::initial(description.uuid, pool.transaction_id())?;
     drop(pool);
+    identity::write(&metadata, description.uuid)?;
     FileLog::create(dir, &journal).map_err(EmbeddedError::io("write", dir.join(JOURNAL)))?;
     let sync = |dir: &Path| sync_directory(dir).map_err(EmbeddedError::io("sync", dir));
     sync(dir)?;

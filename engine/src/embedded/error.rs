@@ -1,5 +1,7 @@
 //! Why an embedded pool did not do what it was asked.
 
+mod class;
+
 use std::io;
 use std::path::PathBuf;
 
@@ -11,6 +13,8 @@ use crate::format::{DeviceId, MetadataBlock, MetadataError};
 use crate::metadata_view::ViewError;
 use crate::pool::PoolError;
 use crate::registry::{RegistryError, TransactError};
+
+pub use self::class::ErrorClass;
 
 /// Why an embedded pool did not do what it was asked. Each prints as one line.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +77,60 @@ pub enum EmbeddedError {
         /// In the metadata.
         found: u64,
     },
+    /// The metadata are those of another pool.
+    #[error("the metadata are those of pool {found}, not of {expected}")]
+    OtherMetadata {
+        /// In the description.
+        expected: Uuid,
+        /// In the superblock.
+        found: Uuid,
+    },
+    /// The registry knows a device that metadata without an identity do not have.
+    #[error(
+        "the metadata lack thin device {device} of the pool's registry: they may be those of another pool"
+    )]
+    DeviceMissing {
+        /// The first of them.
+        device: DeviceId,
+    },
+    /// Nothing is where the external origin of a volume was.
+    #[error("the external origin {} of `{volume}` is missing", path.display())]
+    OriginMissing {
+        /// The volume.
+        volume: String,
+        /// Where the origin was.
+        path: PathBuf,
+    },
+    /// An external origin has lost its end.
+    #[error("the external origin {} of `{volume}` has {found} bytes, {recorded} when the volume was created", path.display())]
+    OriginShorter {
+        /// The volume.
+        volume: String,
+        /// The origin.
+        path: PathBuf,
+        /// Its size when the volume was created.
+        recorded: u64,
+        /// Its size now.
+        found: u64,
+    },
+    /// A path that cannot be that of an external origin.
+    #[error("{} cannot be an external origin: {reason}", path.display())]
+    OriginPath {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        reason: &'static str,
+    },
+    /// An external origin cannot be read.
+    #[error("the external origin {} of `{volume}` cannot be read: {source}", path.display())]
+    Origin {
+        /// The volume.
+        volume: String,
+        /// The origin.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The metadata device is not blank.
     #[error("the first 4 KiB of {} are not zero: it may hold data of somebody else", path.display())]
     MetadataNotBlank {
@@ -105,8 +163,8 @@ pub enum EmbeddedError {
         /// The next larger size that is right, if there is one.
         next: Option<u64>,
     },
-    /// The pool would become smaller.
-    #[error("a pool of {present} bytes cannot shrink to {wanted}")]
+    /// A device of the pool would become smaller.
+    #[error("a device of {present} bytes cannot shrink to {wanted}")]
     PoolShrink {
         /// Its size.
         present: u64,
@@ -234,6 +292,12 @@ pub enum EmbeddedError {
         /// The message.
         message: String,
     },
+    /// The pool did not take a message.
+    #[error("the message was refused: {source}{}", errno_text(source))]
+    Message {
+        /// What the pool said.
+        source: PoolError,
+    },
     /// The registry failed.
     #[error(transparent)]
     Registry(#[from] RegistryError),
@@ -263,107 +327,7 @@ pub enum EmbeddedError {
     },
 }
 
-/// What kind of failure it is, for programs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ErrorClass {
-    /// The request makes no sense.
-    Usage,
-    /// Stored data is damaged.
-    Damaged,
-    /// Refused for safety.
-    Refused,
-    /// No such pool, volume or snapshot.
-    NotFound,
-    /// Held by somebody else.
-    Busy,
-    /// Anything else.
-    Failed,
-}
-
 impl EmbeddedError {
-    /// What kind of failure it is.
-    #[must_use]
-    pub fn class(&self) -> ErrorClass {
-        match self {
-            Self::Busy { .. } | Self::MsnapHeld { .. } | Self::MsnapInUse { .. } => ErrorClass::Busy,
-            Self::NoPool { .. }
-            | Self::NoSuchVolume { .. }
-            | Self::NoSuchSnapshot { .. }
-            | Self::NoSuchBase { .. }
-            | Self::Stale { .. }
-            | Self::NoMsnap => ErrorClass::NotFound,
-            Self::Missing { .. }
-            | Self::Description { .. }
-            | Self::OtherBlockSize { .. }
-            | Self::Metadata(_)
-            | Self::Pool { source: PoolError::Metadata(_) | PoolError::DataTooSmall { .. }, .. } => {
-                ErrorClass::Damaged
-            }
-            Self::Registry(error) => match error {
-                RegistryError::Undecided | RegistryError::Io { .. } | RegistryError::NewerFormat { .. } => {
-                    ErrorClass::Failed
-                }
-                _ => ErrorClass::Damaged,
-            },
-            Self::PoolExists { .. }
-            | Self::NotEmpty { .. }
-            | Self::MetadataNotBlank { .. }
-            | Self::Exists { .. }
-            | Self::HasSnapshots { .. }
-            | Self::OtherBase { .. }
-            | Self::BaseNotProven(_)
-            | Self::ReadOnly { .. }
-            | Self::ClockExhausted { .. }
-            | Self::MessageRefused { .. } => ErrorClass::Refused,
-            Self::DeviceSize { .. }
-            | Self::SameDevice { .. }
-            | Self::Size { .. }
-            | Self::PoolShrink { .. }
-            | Self::Name { .. }
-            | Self::WrongKind { .. }
-            | Self::OutOfBounds { .. }
-            | Self::Pool {
-                source:
-                    PoolError::InvalidMessage(_)
-                    | PoolError::InvalidDeviceId(_)
-                    | PoolError::MetadataTooSmall { .. },
-                ..
-            } => ErrorClass::Usage,
-            Self::View(ViewError::NoMetadataSnapshot) => ErrorClass::NotFound,
-            Self::View(_) => ErrorClass::Damaged,
-            Self::NewerFormat { .. } | Self::IdsExhausted | Self::Pool { .. } | Self::Io { .. } => {
-                ErrorClass::Failed
-            }
-        }
-    }
-
-    /// The way out, where there is one.
-    #[must_use]
-    pub fn hint(&self) -> Option<String> {
-        Some(match self {
-            Self::Size { next: Some(next), .. } => format!("{next} bytes would do"),
-            Self::HasSnapshots { .. } => "remove the snapshots first".to_owned(),
-            Self::MetadataNotBlank { path } => {
-                format!("if nothing on it is needed: dd if=/dev/zero of={} bs=4096 count=1", path.display())
-            }
-            Self::MsnapHeld { ours: false, .. } => {
-                "if its owner is gone: thinbak msnap release --force".to_owned()
-            }
-            Self::Pool { source: PoolError::ReadOnlyMode { needs_check: true }, .. } => {
-                "a write failed: see that the pool's files have room; it is checked when it is opened again"
-                    .to_owned()
-            }
-            Self::MsnapHeld { ours: true, .. } => "let go of it with: thinbak msnap release".to_owned(),
-            Self::NewerFormat { .. } | Self::Registry(RegistryError::NewerFormat { .. }) => {
-                "use a newer thinbak".to_owned()
-            }
-            Self::Registry(RegistryError::Transaction { .. }) => {
-                "pool and registry are not of one time: restore both from the same copy".to_owned()
-            }
-            _ => return None,
-        })
-    }
-
     /// For `map_err` on the result of a pool's operation.
     pub(super) fn pool(attempt: &'static str) -> impl FnOnce(PoolError) -> Self {
         move |source| Self::Pool { attempt, source }
@@ -390,4 +354,12 @@ fn size_advice(multiple_of: u64, next: Option<u64>) -> String {
         Some(next) => format!("it must be a multiple of {multiple_of}, {next} is the next"),
         None => "it is too large".to_owned(),
     }
+}
+
+/// What the kernel answers in the same case, in parentheses.
+fn errno_text(error: &PoolError) -> String {
+    let Some(errno) = error.errno() else { return String::new() };
+    let text = io::Error::from(errno).to_string();
+    let words = text.split(" (os error").next().unwrap_or_default();
+    format!(" ({words})")
 }

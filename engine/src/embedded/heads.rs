@@ -10,7 +10,7 @@ use crate::registry::{Change, Entry, Plan, Role, State};
 
 impl EmbeddedPool {
     /// Makes a private writable device: empty, or a snapshot of `like`. It goes at the next [`open`](Self::open)
-    /// unless it is published.
+    /// unless it is published. It has no external origin, whatever `like` has: what it does not map reads as zero.
     ///
     /// # Errors
     /// [`EmbeddedError::Size`] when the size is no multiple of a sector, [`EmbeddedError::ClockExhausted`]; what pool
@@ -25,7 +25,8 @@ impl EmbeddedPool {
             let mut head = None;
             for device in self.inner.fresh_ids(state, 1)? {
                 let uuid = Uuid::new_v4();
-                let entry = Entry { device, uuid, size_bytes, created_at_ms: now_ms(), role: Role::Head };
+                let (created_at_ms, role) = (now_ms(), Role::Head);
+                let entry = Entry { device, uuid, size_bytes, created_at_ms, role, origin: None };
                 plan.create.push((device, like));
                 head = Some(Volume::of(state, &entry));
                 plan.changes.push(Change::Put(entry));
@@ -51,8 +52,8 @@ impl EmbeddedPool {
         })
     }
 
-    /// Gives a volume the content and size of a head. The volume keeps its name, identity and snapshots; its former
-    /// device is deleted in the same commit.
+    /// Gives a volume the content and size of a head. The volume keeps its name, identity and snapshots, but no external
+    /// origin; its former device is deleted in the same commit, or becomes trash in it when it is large.
     ///
     /// # Errors
     /// [`EmbeddedError::NoSuchVolume`], [`EmbeddedError::WrongKind`], [`EmbeddedError::Stale`]; what pool and registry
@@ -61,7 +62,8 @@ impl EmbeddedPool {
         self.inner.transact(|state| {
             let old = find_volume(state, volume)?;
             let new = find_head(state, head)?;
-            let entry = Entry { device: new.device, size_bytes: new.size_bytes, ..old.clone() };
+            let origin = new.origin.clone();
+            let entry = Entry { device: new.device, size_bytes: new.size_bytes, origin, ..old.clone() };
             let volume = Volume::of(state, &entry);
             Ok((
                 Plan { create: Vec::new(), changes: vec![Change::Remove(old.device), Change::Put(entry)] },
@@ -85,11 +87,12 @@ impl EmbeddedPool {
     }
 }
 
-/// What the registry knows now of a device that was looked up before.
+/// What the registry knows now of a device that was looked up before. One that is being deleted is gone.
 pub(super) fn find_current<'a>(state: &'a State, volume: &Volume) -> Result<&'a Entry, EmbeddedError> {
     state
         .devices
         .get(&volume.device)
+        .filter(|entry| entry.role != Role::Trash)
         .ok_or_else(|| EmbeddedError::Stale { name: volume.name.clone(), device: volume.device })
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -10,23 +10,25 @@ use parking_lot::Mutex;
 
 use super::description::{DESCRIPTION, Description};
 use super::locks::{LOCK, Lock};
-use super::{Books, EmbeddedError, EmbeddedPool, Inner};
-use crate::block_device::{Access, BlockDevice as _, FileDevice};
+use super::{Books, EmbeddedError, EmbeddedPool, Inner, identity};
+use crate::block_device::{Access, BlockDevice, FileDevice};
 use crate::check::check;
 use crate::format::{DeviceId, MetadataBlock, Superblock};
 use crate::persistent_data::write_superblock;
 use crate::pool::{Pool, PoolError};
-use crate::registry::{Change, FileLog, JOURNAL, JOURNAL_NEW, Plan, Registry, State};
+use crate::registry::{Change, FileLog, JOURNAL, JOURNAL_NEW, Plan, Registry, Role, State};
 
 impl EmbeddedPool {
     /// Opens the pool in a directory, alone. Metadata that need a check are checked. Nothing
     /// else is written before everything was found right. Then the registry
-    /// is brought into step with the pool, private devices and the metadata snapshot of a dead process are removed.
+    /// is brought into step with the pool, private devices and the metadata snapshot of a dead process are removed, and a
+    /// metadata device that has become larger is taken into use.
     ///
     /// # Errors
     /// [`EmbeddedError::NoPool`], [`EmbeddedError::Busy`], [`EmbeddedError::Missing`],
     /// [`EmbeddedError::NewerFormat`], [`EmbeddedError::Description`], [`EmbeddedError::Registry`] when the journal is
-    /// damaged or not of one time with the pool, [`EmbeddedError::OtherBlockSize`]; what the pool says.
+    /// damaged or not of one time with the pool, [`EmbeddedError::OtherMetadata`], [`EmbeddedError::OtherBlockSize`],
+    /// [`EmbeddedError::DeviceMissing`]; what the pool says.
     pub fn open(dir: &Path) -> Result<Self, EmbeddedError> {
         let dir = std::path::absolute(dir).map_err(EmbeddedError::io("find", dir))?;
         if let Err(error) = fs::metadata(dir.join(DESCRIPTION))
@@ -38,14 +40,24 @@ impl EmbeddedPool {
         Self::open_locked(&dir, lock)
     }
 
+    /// Where the metadata of the pool in a directory are, without opening it.
+    ///
+    /// # Errors
+    /// [`EmbeddedError::NoPool`], a description that cannot be read.
+    pub fn metadata_of(dir: &Path) -> Result<PathBuf, EmbeddedError> {
+        Ok(Description::read(dir)?.metadata_path(dir))
+    }
+
     pub(super) fn open_locked(dir: &Path, lock: Lock) -> Result<Self, EmbeddedError> {
         let description = Description::read(dir)?;
         let (metadata_path, data_path) = (description.metadata_path(dir), description.data_path(dir));
         let mut locks = vec![lock];
         locks.extend(Lock::take_devices(&metadata_path, &data_path)?);
-        let open = |path: &Path| match FileDevice::open(path, Access::ReadWrite) {
-            Ok(device) => Ok(Arc::new(device)),
-            Err(source) => Err(EmbeddedError::Io { attempt: "open", path: path.to_owned(), source }),
+        let open = |path: &Path| -> Result<Arc<dyn BlockDevice>, EmbeddedError> {
+            match FileDevice::open(path, Access::ReadWrite) {
+                Ok(device) => Ok(Arc::new(device)),
+                Err(source) => Err(EmbeddedError::Io { attempt: "open", path: path.to_owned(), source }),
+            }
         };
         let (metadata, data) = (open(&metadata_path)?, open(&data_path)?);
         let journal = dir.join(JOURNAL);
@@ -53,10 +65,26 @@ impl EmbeddedPool {
             io::ErrorKind::NotFound => EmbeddedError::Missing { path: journal },
             _ => EmbeddedError::Io { attempt: "read", path: journal, source },
         })?;
-        let registry = Registry::load(Box::new(log), &content, description.uuid)?;
-        make_writable(&description.name, &metadata, data.size_bytes());
-        let pool = Pool::open(metadata, data).map_err(EmbeddedError::pool("the pool could not be opened"))?;
+        let mut registry = Registry::load(Box::new(log), &content, description.uuid)?;
+        let table = description.table.0;
+        let unmarked = identity::check(&description, &mut registry, &metadata)?;
+        let open = || {
+            let opened = Pool::open_with(metadata.clone(), data.clone(), table);
+            opened.map_err(EmbeddedError::pool("the pool could not be opened"))
+        };
+        let mut pool = open()?;
+        if !table.features.read_only {
+            let checked = make_writable(&description.name, &metadata, data.size_bytes());
+            let marked = unmarked && !pool.status().needs_check;
+            if marked {
+                identity::write(&metadata, description.uuid)?;
+            }
+            if checked || marked {
+                pool = open()?;
+            }
+        }
         let pool = Self::assemble(description, dir, pool, registry, locks)?;
+        pool.take_larger_metadata()?;
         // Left by a compaction that was cut off; the next one would write over it.
         let _ = fs::remove_file(dir.join(JOURNAL_NEW));
         Ok(pool)
@@ -90,23 +118,28 @@ impl EmbeddedPool {
 
 /// Takes the mark off metadata that need a check once a check has found nothing else. A full file system sets it: what
 /// was committed is whole, and the pool is to write again when there is room. On any doubt the mark stays and the pool
-/// opens read-only.
-fn make_writable(name: &str, metadata: &Arc<FileDevice>, data_bytes: u64) {
+/// opens read-only. Whether something was written.
+fn make_writable(name: &str, metadata: &Arc<dyn BlockDevice>, data_bytes: u64) -> bool {
     let marked = Superblock::read(metadata.as_ref(), MetadataBlock(0)).ok();
-    let Some(mut superblock) = marked.filter(|superblock| superblock.needs_check) else { return };
+    let Some(mut superblock) = marked.filter(|superblock| superblock.needs_check) else { return false };
     let found = match check(metadata.clone(), Some(data_bytes)) {
         Ok(report) => report.damage.len() as u64 + report.fatal_omitted + report.minor_omitted,
-        Err(error) => return tracing::warn!(pool = name, %error, "the metadata could not be checked"),
+        Err(error) => {
+            tracing::warn!(pool = name, %error, "the metadata could not be checked");
+            return false;
+        }
     };
     // The mark itself is the one finding.
     if found > 1 {
-        return tracing::warn!(pool = name, findings = found - 1, "the metadata need a repair");
+        tracing::warn!(pool = name, findings = found - 1, "the metadata need a repair");
+        return false;
     }
     superblock.needs_check = false;
     match write_superblock(metadata.as_ref(), &superblock) {
         Ok(()) => tracing::info!(pool = name, "the metadata needed a check, which found nothing wrong"),
         Err(error) => tracing::warn!(pool = name, %error, "the need of a check stays recorded"),
     }
+    true
 }
 
 impl Inner {
@@ -123,6 +156,10 @@ impl Inner {
                 devices = left.len(),
                 "removing what a dead process left"
             );
+            for &device in left.iter().filter(|&device| is_trash(books.registry.state(), device)) {
+                let attempt = "a deleted device could not be given up";
+                self.pool.shed(device).map_err(EmbeddedError::pool(attempt))?;
+            }
             let changes = left.into_iter().map(Change::Remove).collect();
             Ok(books.registry.transact(&self.pool, Plan { create: Vec::new(), changes })?)
         });
@@ -134,6 +171,10 @@ impl Inner {
             other => other,
         }
     }
+}
+
+fn is_trash(state: &State, device: &DeviceId) -> bool {
+    state.devices.get(device).is_some_and(|entry| entry.role == Role::Trash)
 }
 
 /// The private devices, which no process but their own can use.

@@ -147,6 +147,6 @@ impl EmbeddedPool {
 
     fn entry_of(&self, identity: Uuid) -> Option<Entry> {
         let books = self.inner.books.lock();
-        books.registry.state().devices.values().find(|entry| entry.uuid == identity).cloned()
+        books.registry.state().by_identity(identity).cloned()
     }
 }

@@ -60,9 +60,10 @@ impl EmbeddedPool {
             let mut plan = Plan::default();
             for ((origin, role), &device) in wanted.into_iter().zip(&ids) {
                 plan.create.push((device, Some(origin.device)));
-                let size_bytes = origin.size_bytes;
                 let uuid = Uuid::new_v4();
-                plan.changes.push(Change::Put(Entry { device, uuid, size_bytes, created_at_ms, role }));
+                // Size and external origin are those of the volume now.
+                let entry = Entry { device, uuid, created_at_ms, role, ..origin.clone() };
+                plan.changes.push(Change::Put(entry));
             }
             Ok((plan, ids))
         })?;

@@ -3,11 +3,16 @@
 mod crash;
 mod damage;
 mod devices;
+mod identity;
 mod making;
 mod model;
 mod msnap;
+mod origins;
 mod power;
+mod resize;
 mod snapshots;
+mod table;
+mod trash;
 mod volumes;
 
 use std::path::{Path, PathBuf};
@@ -20,6 +25,7 @@ use tempfile::TempDir;
 use super::{CreateOptions, EmbeddedPool, Volume};
 use crate::format::BlockSize;
 use crate::metadata_view::{MetadataView, Roots};
+use crate::pool::PoolTable;
 
 const BLOCK: u64 = 64 << 10;
 
@@ -30,6 +36,7 @@ fn options() -> CreateOptions {
         block_size: BlockSize::from_bytes(BLOCK).unwrap(),
         metadata_bytes: None,
         devices: None,
+        table: PoolTable::without_waiting(),
     }
 }
 

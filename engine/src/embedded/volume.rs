@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::names::base_name;
 use crate::format::DeviceId;
-use crate::registry::{Entry, Role, State};
+use crate::registry::{Entry, ExternalOrigin, Role, State};
 
 /// A thin device of a pool, as it was when it was looked up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub struct Volume {
     pub kind: Kind,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// What is read where it maps nothing; zeroes without one.
+    pub origin: Option<ExternalOrigin>,
 }
 
 /// What a thin device is.
@@ -44,6 +46,8 @@ pub enum Kind {
     Head,
     /// A private read-only snapshot of a running job.
     Candidate,
+    /// Deleted already; its space is being given back.
+    Trash,
     /// In the pool, but not in the registry.
     Unknown,
 }
@@ -65,6 +69,7 @@ impl Volume {
             created_at_ms: 0,
             kind: Kind::Unknown,
             read_only: true,
+            origin: None,
         }
     }
 
@@ -86,6 +91,7 @@ impl Volume {
                 (format!("{of}@{}", base_name(*repository, generation)), Kind::Base { of })
             }
             Role::Head => (format!("#{}", entry.device), Kind::Head),
+            Role::Trash => (format!("#{}", entry.device), Kind::Trash),
             Role::Candidate { of } => {
                 (format!("{}@thinbak-candidate-{}", name_of(*of), entry.device), Kind::Candidate)
             }
@@ -98,6 +104,7 @@ impl Volume {
             created_at_ms: entry.created_at_ms,
             kind,
             read_only: entry.role.is_read_only(),
+            origin: entry.origin.clone(),
         }
     }
 }

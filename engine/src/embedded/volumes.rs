@@ -1,11 +1,15 @@
 //! Volumes: list, look up, make, resize, remove.
 
+use std::path::Path;
+
 use uuid::Uuid;
 
-use super::names::check_volume_name;
+use super::names::{RESERVED_PREFIX, check_volume_name};
+use super::origin;
 use super::volume::{Kind, Volume};
 use super::{EmbeddedError, EmbeddedPool, now_ms};
-use crate::registry::{Change, Entry, Plan, Role, State};
+use crate::format::DeviceId;
+use crate::registry::{Change, Entry, ExternalOrigin, Plan, Role, State};
 
 /// A volume cannot be larger: what its offsets in bytes and the format's block numbers surely hold.
 const MAX_VOLUME_BYTES: u64 = 1 << 60;
@@ -52,12 +56,44 @@ impl EmbeddedPool {
         Ok(Volume::of(state, find_snapshot(state, volume, snapshot)?))
     }
 
+    /// The device of this id, as far as the registry knows it.
+    #[must_use]
+    pub fn by_device(&self, device: DeviceId) -> Option<Volume> {
+        self.known(&[device]).pop()
+    }
+
     /// Makes an empty volume.
     ///
     /// # Errors
     /// [`EmbeddedError::Name`], [`EmbeddedError::Exists`], [`EmbeddedError::Size`] when the size is no multiple of
     /// the block size; what pool and registry say.
     pub fn create_volume(&self, name: &str, size_bytes: u64) -> Result<Volume, EmbeddedError> {
+        self.make_volume(name, size_bytes, None)
+    }
+
+    /// Makes a volume over a file or block device, which it reads where nothing was written to it. Path and size of
+    /// that are recorded now; it is never written.
+    ///
+    /// # Errors
+    /// As [`create_volume`](Self::create_volume); [`EmbeddedError::OriginMissing`], [`EmbeddedError::OriginPath`], an
+    /// origin that cannot be opened.
+    pub fn create_volume_over(
+        &self,
+        name: &str,
+        size_bytes: u64,
+        origin: &Path,
+    ) -> Result<Volume, EmbeddedError> {
+        check_new_volume(name)?;
+        let recorded = origin::record(name, origin, &[&self.data_path(), &self.metadata_path()])?;
+        self.make_volume(name, size_bytes, Some(recorded))
+    }
+
+    fn make_volume(
+        &self,
+        name: &str,
+        size_bytes: u64,
+        origin: Option<ExternalOrigin>,
+    ) -> Result<Volume, EmbeddedError> {
         check_new_volume(name)?;
         check_multiple(size_bytes, self.inner.pool.block_size().bytes())?;
         self.inner.transact(|state| {
@@ -70,6 +106,7 @@ impl EmbeddedPool {
                     size_bytes,
                     created_at_ms: now_ms(),
                     role: Role::Volume { name: name.to_owned() },
+                    origin: origin.clone(),
                 });
             }
             let create = entries.iter().map(|entry| (entry.device, None)).collect();
@@ -99,15 +136,12 @@ impl EmbeddedPool {
     pub fn remove_volume(&self, name: &str) -> Result<Volume, EmbeddedError> {
         self.inner.transact(|state| {
             let entry = find_volume(state, name)?;
-            let is_snapshot = |role: &Role| matches!(role, Role::Snapshot { of, .. } if *of == entry.uuid);
-            let snapshots = state.devices.values().filter(|other| is_snapshot(&other.role)).count();
+            let snapshots = state.snapshot_count(entry.uuid);
             if snapshots > 0 {
                 return Err(EmbeddedError::HasSnapshots { name: name.to_owned(), snapshots });
             }
             let mut changes = vec![Change::Remove(entry.device)];
-            let is_base = |role: &Role| matches!(role, Role::Base { of, .. } if *of == entry.uuid);
-            let bases = state.devices.values().filter(|other| is_base(&other.role));
-            changes.extend(bases.map(|base| Change::Remove(base.device)));
+            changes.extend(state.base_snapshots(entry.uuid).map(|base| Change::Remove(base.device)));
             let records = state.bases.values().filter(|base| base.volume == entry.uuid);
             changes.extend(
                 records.map(|base| Change::RemoveBase { repository: base.repository, volume: base.volume }),
@@ -127,14 +161,13 @@ pub(super) fn find_snapshot<'a>(
     snapshot: &str,
 ) -> Result<&'a Entry, EmbeddedError> {
     let uuid = find_volume(state, volume)?.uuid;
-    let candidates = state.devices.values().filter(|entry| match &entry.role {
-        Role::Snapshot { of, name } => *of == uuid && name == snapshot,
-        Role::Base { of, .. } => *of == uuid,
-        _ => false,
-    });
     let named = |entry: &&Entry| Volume::of(state, entry).snapshot_name() == Some(snapshot);
-    let mut named = candidates.filter(named);
-    named.next().ok_or_else(|| EmbeddedError::NoSuchSnapshot {
+    let found = if snapshot.starts_with(RESERVED_PREFIX) {
+        state.base_snapshots(uuid).find(named)
+    } else {
+        state.snapshot(uuid, snapshot)
+    };
+    found.ok_or_else(|| EmbeddedError::NoSuchSnapshot {
         volume: volume.to_owned(),
         snapshot: snapshot.to_owned(),
     })
@@ -165,5 +198,11 @@ impl Kind {
     #[must_use]
     pub fn is_snapshot(&self) -> bool {
         matches!(self, Self::Snapshot { .. } | Self::Base { .. } | Self::Candidate)
+    }
+
+    /// Whether it belongs to a running job or is on its way out: nothing that a user has made.
+    #[must_use]
+    pub fn is_private(&self) -> bool {
+        matches!(self, Self::Head | Self::Candidate | Self::Trash)
     }
 }

@@ -138,14 +138,14 @@ enum Chosen {
 }
 
 impl Chosen {
-    fn old(&self) -> Option<&Subtree> {
+    fn of_old(&self) -> Option<&Subtree> {
         match self {
             Self::Old(subtree) | Self::Both(subtree, _) => Some(subtree),
             Self::New(_) => None,
         }
     }
 
-    fn new(&self) -> Option<&Subtree> {
+    fn of_new(&self) -> Option<&Subtree> {
         match self {
             Self::New(subtree) | Self::Both(_, subtree) => Some(subtree),
             Self::Old(_) => None,
@@ -164,11 +164,11 @@ struct Reading {
 
 impl Reading {
     fn old_bound(&self) -> Option<u64> {
-        self.chosen.iter().find_map(Chosen::old).map(|subtree| subtree.first_key)
+        self.chosen.iter().find_map(Chosen::of_old).map(|subtree| subtree.first_key)
     }
 
     fn new_bound(&self) -> Option<u64> {
-        self.chosen.iter().find_map(Chosen::new).map(|subtree| subtree.first_key)
+        self.chosen.iter().find_map(Chosen::of_new).map(|subtree| subtree.first_key)
     }
 }
 
@@ -340,7 +340,7 @@ impl LockStep {
         if chosen.is_empty() {
             return Ok(None);
         }
-        let blocks = chosen.iter().flat_map(|chosen| [chosen.old(), chosen.new()]).flatten();
+        let blocks = chosen.iter().flat_map(|chosen| [chosen.of_old(), chosen.of_new()]).flatten();
         let blocks = blocks.map(|subtree| subtree.block);
         let mut cached = HashMap::new();
         let blocks = match self.cache.as_ref().filter(|_| level == 0) {
@@ -364,7 +364,7 @@ impl LockStep {
     fn finish_batch(&mut self, level: usize, reading: Reading) -> Result<(), ViewError> {
         let mut nodes = self.reader.finish(&reading.batch, &mut self.scratch);
         for chosen in &reading.chosen {
-            let (old, new) = (chosen.old(), chosen.new());
+            let (old, new) = (chosen.of_old(), chosen.of_new());
             match level.checked_sub(1) {
                 None => {
                     for (side, subtree) in [(&mut self.old, old), (&mut self.new, new)] {

@@ -147,7 +147,7 @@ impl MetadataStore {
 
     /// The block of the open transaction, fetched back when it was written early.
     fn dirty_entry(&mut self, block: MetadataBlock) -> Result<&mut Cached> {
-        debug_assert!(self.shadows.contains(&block.0), "block {block} is of the last commit");
+        self.check_new(block)?;
         if !self.dirty.contains_key(&block.0) {
             let cached = match self.clean.remove(&block.0) {
                 Some((_, cached)) => cached,
@@ -169,7 +169,7 @@ impl MetadataStore {
 
     /// Stores the contents of a block of the open transaction.
     pub(super) fn put(&mut self, block: MetadataBlock, contents: Cached) -> Result<()> {
-        debug_assert!(self.shadows.contains(&block.0), "block {block} is of the last commit");
+        self.check_new(block)?;
         if self.dirty.len() >= DIRTY_BLOCKS {
             self.write_dirty()?;
         }
@@ -214,6 +214,14 @@ impl MetadataStore {
         self.put(copy, Cached::Bitmap(bitmap))?;
         self.dec(block)?;
         Ok(copy)
+    }
+
+    /// Refuses a block of the last commit, which is never written over. Only counts that are wrong lead to one.
+    fn check_new(&self, block: MetadataBlock) -> Result<()> {
+        if self.is_new(block) {
+            return Ok(());
+        }
+        Err(MetadataError::WrongCount { map: "metadata", block: block.0, expected: 1, found: 0 })
     }
 
     /// Whether a block belongs to the open transaction.

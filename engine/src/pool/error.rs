@@ -5,7 +5,7 @@ use std::io;
 use rustix::io::Errno;
 use thiserror::Error;
 
-use crate::format::{BlockSize, DeviceId, InvalidDeviceId, MetadataError};
+use crate::format::{BlockSize, DeviceId, InvalidDeviceId, MetadataError, SuperblockProblem};
 
 /// An operation that a pool refused or could not complete.
 #[derive(Debug, Error)]
@@ -163,6 +163,10 @@ impl PoolError {
                 Errno::OPNOTSUPP
             }
             Self::ReadOnlyFormat => Errno::PERM,
+            Self::Metadata(MetadataError::BadSuperblock {
+                problem: SuperblockProblem::TooLarge { .. },
+                ..
+            }) => Errno::INVAL,
             Self::Metadata(MetadataError::WrongLocation { .. }) => Errno::NOTBLK,
             Self::Metadata(MetadataError::Checksum { .. } | MetadataError::BadSuperblock { .. }) => {
                 Errno::ILSEQ

@@ -156,6 +156,19 @@ impl State {
         Err(PoolError::NoSpaceMetadata { used: total - self.metadata.metadata_free(), total })
     }
 
+    /// Takes what the metadata device has more into use.
+    pub(super) fn grow_metadata(&mut self) -> Result<()> {
+        if self.guarded(ThinMetadata::extend_metadata)? {
+            tracing::info!(blocks = self.metadata.metadata_blocks(), "the metadata have grown");
+        }
+        Ok(())
+    }
+
+    /// Free metadata blocks at which an event is raised. It follows the device, also before the pool takes all of it.
+    pub(super) fn metadata_low_watermark(&self) -> u64 {
+        super::status::MAX_LOW_WATERMARK.min(self.metadata.device_blocks() / 4)
+    }
+
     /// After a commit: whether there is space again, or none any more.
     pub(super) fn check_space(&mut self) {
         let full = !self.metadata.has_room();
@@ -164,10 +177,10 @@ impl State {
                 self.set_mode(PoolMode::OutOfMetadataSpace);
             }
             PoolMode::OutOfMetadataSpace if !full => self.set_mode(PoolMode::Write),
+            PoolMode::ReadOnly | PoolMode::Fail => return,
             _ => self.check_data_space(),
         }
-        let low =
-            self.metadata.metadata_free() <= super::status::low_watermark(self.metadata.metadata_blocks());
+        let low = self.metadata.metadata_free() <= self.metadata_low_watermark();
         if low && !self.metadata_low_raised {
             tracing::warn!(free = self.metadata.metadata_free(), "few metadata blocks are free");
             self.events.raise();

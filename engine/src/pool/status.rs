@@ -7,12 +7,7 @@ use crate::format::{DeviceId, MetadataBlock};
 use super::{Pool, PoolError, Result};
 
 /// The metadata low watermark is at most this many blocks.
-const MAX_LOW_WATERMARK: u64 = 1024;
-
-/// Free metadata blocks of `total` at which an event is raised.
-pub(super) fn low_watermark(total: u64) -> u64 {
-    MAX_LOW_WATERMARK.min(total / 4)
-}
+pub(super) const MAX_LOW_WATERMARK: u64 = 1024;
 
 /// What a pool can do, from everything to nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -99,14 +94,8 @@ pub struct PoolStatus {
     pub error_if_no_space: bool,
     /// The metadata need a check.
     pub needs_check: bool,
-}
-
-impl PoolStatus {
-    /// Free metadata blocks at which the kernel would raise an event.
-    #[must_use]
-    pub fn metadata_low_watermark(&self) -> u64 {
-        low_watermark(self.metadata_total)
-    }
+    /// Free metadata blocks at which an event is raised.
+    pub metadata_low_watermark: u64,
 }
 
 impl fmt::Display for PoolStatus {
@@ -123,7 +112,7 @@ impl fmt::Display for PoolStatus {
         let needs_check = if self.needs_check { "needs_check" } else { "-" };
         let no_space = if self.error_if_no_space { "error_if_no_space" } else { "queue_if_no_space" };
         write!(f, "{} {} {no_space} {needs_check} ", self.mode, self.discard)?;
-        write!(f, "{} ", self.metadata_low_watermark())
+        write!(f, "{} ", self.metadata_low_watermark)
     }
 }
 
@@ -150,6 +139,7 @@ impl Pool {
             },
             error_if_no_space: state.errors_if_no_space(),
             needs_check: superblock.needs_check,
+            metadata_low_watermark: state.metadata_low_watermark(),
         }
     }
 

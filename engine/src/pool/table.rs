@@ -101,7 +101,10 @@ impl FromStr for PoolTable {
     fn from_str(text: &str) -> Result<Self> {
         let invalid = || PoolError::InvalidTable(text.to_owned());
         let mut words = text.split_ascii_whitespace();
-        let mut number = || words.next().map(|word| word.parse::<u64>().map_err(|_| invalid())).transpose();
+        // Rust would take a plus sign, which the kernel does not take here.
+        let parse =
+            |word: &str| word.parse::<u64>().ok().filter(|_| !word.starts_with('+')).ok_or_else(invalid);
+        let mut number = || words.next().map(parse).transpose();
         let low_water_blocks = number()?.ok_or_else(invalid)?;
         let count = number()?.unwrap_or(0);
         // The kernel takes four at most, although there are five, and looks at no further words.

@@ -24,6 +24,7 @@ fn volume(device: u32, name: &str) -> Entry {
         size_bytes: 1 << 20,
         created_at_ms: 1,
         role: Role::Volume { name: name.into() },
+        origin: None,
     }
 }
 
@@ -108,4 +109,37 @@ fn a_line_of_the_journal_is_as_long_with_many_devices_as_with_few() {
         growth.push(log.content().len() - before);
     }
     assert!(growth[149] < growth[1] + 20, "{growth:?}");
+}
+
+#[test]
+fn devices_are_found_by_what_they_are_now() {
+    let fuse = Fuse::whole();
+    let (mut registry, pool, _log) = fresh(&fuse);
+    let snapshot = |device: u32, name: &str| Entry {
+        role: Role::Snapshot { of: Uuid::from_u128(0), name: name.into() },
+        ..volume(device, "")
+    };
+    registry.transact(&pool, create(volume(0, "a"))).unwrap();
+    registry.transact(&pool, create(snapshot(1, "s"))).unwrap();
+    registry.transact(&pool, create(snapshot(2, "t"))).unwrap();
+    let found = |registry: &Registry, name: &str| {
+        registry.state().snapshot(Uuid::from_u128(0), name).map(|entry| entry.device.get())
+    };
+    assert_eq!((found(&registry, "s"), found(&registry, "t")), (Some(1), Some(2)));
+    registry.record(vec![Change::Put(volume(0, "b")), Change::Put(snapshot(2, "u"))]).unwrap();
+    let state = registry.state();
+    assert_eq!((state.volume("a"), state.volume("b").map(|entry| entry.device)), (None, Some(id(0))));
+    assert_eq!((found(&registry, "t"), found(&registry, "u")), (None, Some(2)));
+    // Another device takes the identity and the name over.
+    registry.transact(&pool, create(Entry { role: Role::Head, ..volume(3, "") })).unwrap();
+    let switch =
+        vec![Change::Put(Entry { uuid: Uuid::from_u128(0), ..volume(3, "b") }), Change::Remove(id(0))];
+    registry.transact(&pool, Plan { create: vec![], changes: switch }).unwrap();
+    let state = registry.state();
+    assert_eq!(state.volume("b").map(|entry| entry.device), Some(id(3)));
+    assert_eq!(state.volume_by_uuid(Uuid::from_u128(0)).map(|entry| entry.device), Some(id(3)));
+    assert_eq!((state.snapshot_count(Uuid::from_u128(0)), state.by_identity(Uuid::from_u128(3))), (2, None));
+    let trashed = Change::Put(Entry { role: Role::Trash, ..volume(1, "") });
+    registry.record(vec![trashed]).unwrap();
+    assert_eq!((found(&registry, "s"), registry.state().snapshot_count(Uuid::from_u128(0))), (None, 1));
 }

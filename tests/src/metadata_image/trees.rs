@@ -96,7 +96,7 @@ impl Entries<'_> {
         (first..end).zip(self.data.from(first).map(mapped))
     }
 
-    fn new(&self, first: u64, end: u64) -> impl Iterator<Item = (u64, MappedBlock)> + '_ {
+    fn of_new(&self, first: u64, end: u64) -> impl Iterator<Item = (u64, MappedBlock)> + '_ {
         let at = self.changed.partition_point(|block| *block < first);
         let changed = self.changed.get(at..).unwrap_or_default();
         let mut changed = changed.iter().zip(self.new_data.get(at..).unwrap_or_default()).peekable();
@@ -153,7 +153,7 @@ pub(super) fn write_mapping_trees(
         file.put_all(copied.len() as u64, |copy| {
             let (place, node) = (at(new, copy), at(copied, copy));
             let bytes = match height {
-                0 => encode_node(place, true, entries.new(level.first(node), level.first(node + 1))),
+                0 => encode_node(place, true, entries.of_new(level.first(node), level.first(node + 1))),
                 _ => encode_node(place, false, new_children(node)),
             };
             (place, bytes)
@@ -161,7 +161,7 @@ pub(super) fn write_mapping_trees(
         if height == 0 {
             entries.old(0, level.items).for_each(|(_, mapped)| counts.data(mapped.data_block.0));
             for node in copied {
-                let new = entries.new(level.first(*node), level.first(*node + 1));
+                let new = entries.of_new(level.first(*node), level.first(*node + 1));
                 new.for_each(|(_, mapped)| counts.data(mapped.data_block.0));
             }
         } else {

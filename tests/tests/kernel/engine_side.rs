@@ -234,7 +234,12 @@ impl<'pool> Session<'_, 'pool> {
         self.thins.get(&device).with_context(|| format!("thin {device} is not active"))
     }
 
-    fn activate(&mut self, device: u32, sectors: u64, origin: Option<Arc<dyn BlockDevice>>) -> Result<String> {
+    fn activate(
+        &mut self,
+        device: u32,
+        sectors: u64,
+        origin: Option<Arc<dyn BlockDevice>>,
+    ) -> Result<String> {
         Ok(match self.pool.open_thin(id(device)?, sectors * SECTOR, origin) {
             Ok(thin) => {
                 self.thins.insert(device, thin);

@@ -168,11 +168,8 @@ fn a_read_only_pool_reads_and_overwrites_and_changes_nothing_else() -> Result<()
 
 #[test]
 fn a_failed_commit_leaves_a_read_only_pool_that_needs_a_check() -> Result<()> {
-    let mut steps = vec![
-        Step::Up(table(SMALL, "0")),
-        Step::Message("create_thin 0"),
-        Step::Thin(0, 4 * SMALL),
-    ];
+    let mut steps =
+        vec![Step::Up(table(SMALL, "0")), Step::Message("create_thin 0"), Step::Thin(0, 4 * SMALL)];
     steps.extend(fill(0, 0..4));
     steps.extend([
         Step::Message("create_snap 1 0"),

@@ -176,6 +176,47 @@ fn messages_that_belong_to_the_registry_are_refused() {
         assert!(matches!(error, EmbeddedError::MessageRefused { .. }), "{words:?}: {error}");
         assert_eq!(error.class(), ErrorClass::Refused);
     }
-    assert_eq!(pool.message(&["nonsense"]).unwrap_err().class(), ErrorClass::Usage);
     reopened(pool).volume("v").unwrap();
+}
+
+#[test]
+fn all_other_messages_reach_the_pool_and_its_answers_carry_the_kernels_error() {
+    let (_dir, pool) = pool();
+    pool.create_volume("v", BLOCK).unwrap();
+    for words in [&["create_thin", "7"][..], &["create_snap", "8", "0"], &["CREATE_SNAP", "9", "7"]] {
+        pool.message(words).unwrap();
+    }
+    let unknown = |pool: &EmbeddedPool| -> Vec<String> {
+        pool.unknown_devices().unwrap().into_iter().map(|volume| volume.name).collect()
+    };
+    assert_eq!(unknown(&pool), ["#7", "#8", "#9"]);
+    let cases: [(&[&str], ErrorClass, &str); 9] = [
+        (&["create_thin", "0"], ErrorClass::Refused, "(File exists)"),
+        (&["create_snap", "8", "7"], ErrorClass::Refused, "(File exists)"),
+        (&["create_snap", "10", "11"], ErrorClass::NotFound, "(No data available)"),
+        (&["delete", "11"], ErrorClass::NotFound, "(No data available)"),
+        (&["create_thin", "16777216"], ErrorClass::Usage, "(Invalid argument)"),
+        (&["create_thin"], ErrorClass::Usage, "(Invalid argument)"),
+        (&["set_transaction_id", "x", "2"], ErrorClass::Usage, "(Invalid argument)"),
+        (&["nonsense"], ErrorClass::Usage, "(Invalid argument)"),
+        (&["release_metadata_snap"], ErrorClass::NotFound, "(Invalid argument)"),
+    ];
+    for (words, class, text) in cases {
+        let error = pool.message(words).unwrap_err();
+        assert_eq!(error.class(), class, "{words:?}: {error}");
+        assert!(error.to_string().ends_with(text), "{words:?}: {error}");
+    }
+    pool.message(&["reserve_metadata_snap"]).unwrap();
+    let error = pool.message(&["reserve_metadata_snap"]).unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Busy);
+    assert!(error.to_string().ends_with("(Device or resource busy)"), "{error}");
+    pool.message(&["release_metadata_snap"]).unwrap();
+    for id in ["7", "8", "9"] {
+        pool.message(&["delete", id]).unwrap();
+    }
+    let pool = reopened(pool);
+    assert_eq!(unknown(&pool), [""; 0]);
+    // An id that a message once used is not in the way of the registry.
+    pool.message(&["create_thin", "1"]).unwrap();
+    assert_eq!(pool.create_volume("w", BLOCK).unwrap().device.get(), 2);
 }

@@ -2,7 +2,7 @@
 
 use std::ops::{ControlFlow, RangeInclusive};
 
-use crate::format::{MetadataBlock, NodeValue};
+use crate::format::{MetadataBlock, MetadataError, NodeProblem, NodeValue};
 
 use super::{MAX_LEVELS, child_at, too_deep};
 use crate::persistent_data::{MetadataStore, Result};
@@ -32,20 +32,32 @@ pub(crate) fn walk<V: NodeValue>(
     keys: RangeInclusive<u64>,
     mut visit: impl FnMut(u64, V) -> ControlFlow<()>,
 ) -> Result<()> {
-    walk_below(store, root, &keys, &mut visit, 0).map(|_| ())
+    walk_below(store, root, &keys, &mut visit, 0, 0..=u64::MAX).map(|_| ())
 }
 
+/// `within` are the keys that the tree keeps under the node. To hold nodes to that ends every walk: a node that is met again
+/// under other keys is refused.
 fn walk_below<V: NodeValue>(
     store: &MetadataStore,
     block: MetadataBlock,
     keys: &RangeInclusive<u64>,
     visit: &mut impl FnMut(u64, V) -> ControlFlow<()>,
     level: usize,
+    within: RangeInclusive<u64>,
 ) -> Result<ControlFlow<()>> {
     if level >= MAX_LEVELS {
         return Err(too_deep(block));
     }
     let node = store.node::<V>(block)?;
+    let outer = [node.key(0), node.len().checked_sub(1).and_then(|last| node.key(last))];
+    if let Some((entry, key)) = outer
+        .into_iter()
+        .enumerate()
+        .find_map(|(at, key)| Some((at, key.filter(|key| !within.contains(key))?)))
+    {
+        let entry = if entry == 0 { 0 } else { node.len() - 1 };
+        return Err(MetadataError::BadNode { block, problem: NodeProblem::KeyOrder { entry, key } });
+    }
     let first = if node.is_leaf() {
         node.search(*keys.start()).unwrap_or_else(|entry| entry)
     } else {
@@ -57,7 +69,10 @@ fn walk_below<V: NodeValue>(
         };
         let flow = match node.is_leaf() {
             true => node.value(entry).map_or(ControlFlow::Continue(()), |value| visit(key, value)),
-            false => walk_below(store, child_at(&node, block, entry)?, keys, visit, level + 1)?,
+            false => {
+                let end = node.key(entry + 1).map_or(*within.end(), |next| next.saturating_sub(1));
+                walk_below(store, child_at(&node, block, entry)?, keys, visit, level + 1, key..=end)?
+            }
         };
         if flow.is_break() {
             return Ok(flow);

@@ -1,0 +1,92 @@
+//! What is told of a pool.
+
+use thinbak_engine::{
+    PoolMode,
+    embedded::{EmbeddedPool, Kind},
+    format::{BLOCK_BYTES, MAX_METADATA_BLOCKS},
+};
+use thinbak_proto::{Failed, v1::PoolInfo};
+
+use super::{PoolManager, settings};
+
+/// Above this size of a metadata device the kernel warns that the excess is not used.
+const WARN_METADATA_BYTES: u64 = 16 << 30;
+
+/// Those that are open, for the agent's status.
+pub(crate) fn open_pool_infos(manager: &PoolManager) -> Vec<PoolInfo> {
+    let mut infos: Vec<PoolInfo> = manager
+        .open_pools()
+        .iter()
+        .map(|pool| {
+            info(pool).unwrap_or_else(|failed| PoolInfo {
+                name: pool.name().to_owned(),
+                error: failed.message,
+                ..PoolInfo::default()
+            })
+        })
+        .collect();
+    infos.sort_by(|left, right| left.name.cmp(&right.name));
+    infos
+}
+
+pub(super) fn info(pool: &EmbeddedPool) -> Result<PoolInfo, Failed> {
+    let status = pool.pool().status();
+    let table = pool.table();
+    let sectors = status.data_total.saturating_mul(pool.pool().block_size().sectors().into());
+    let volumes = pool.volumes();
+    let count =
+        |wanted: fn(&Kind) -> bool| volumes.iter().filter(|volume| wanted(&volume.kind)).count() as u64;
+    Ok(PoolInfo {
+        name: pool.name().to_owned(),
+        kind: "dir".to_owned(),
+        place: pool.dir().display().to_string(),
+        uuid: pool.uuid().to_string(),
+        transaction_id: status.transaction_id,
+        block_bytes: pool.pool().block_size().bytes(),
+        metadata_used_blocks: status.metadata_used,
+        metadata_total_blocks: status.metadata_total,
+        data_used_blocks: status.data_used,
+        data_total_blocks: status.data_total,
+        held_root: status.held_root.map_or(0, |root| root.0),
+        mode: status.mode.to_string().to_lowercase(),
+        volumes: count(|kind| matches!(kind, Kind::Volume)),
+        snapshots: count(|kind| matches!(kind, Kind::Snapshot { .. } | Kind::Base { .. })),
+        status_line: format!("0 {sectors} thin-pool {status}"),
+        error: String::new(),
+        settings: Some(settings::to_wire(table, pool.pool().block_size())),
+        events: pool.pool().events(),
+        table_line: table_line(pool, sectors),
+        needs_check: status.needs_check,
+        warnings: warnings(pool),
+    })
+}
+
+/// `0 SECTORS thin-pool METADATA DATA BLOCK LOW_WATER #FEATURES FEATURES`, as the kernel has it, but that the devices are
+/// paths.
+fn table_line(pool: &EmbeddedPool, sectors: u64) -> String {
+    let (metadata, data) = (pool.metadata_path(), pool.data_path());
+    let block = pool.pool().block_size().sectors();
+    format!("0 {sectors} thin-pool {} {} {block} {}", metadata.display(), data.display(), pool.table())
+}
+
+/// What somebody should know of the pool.
+fn warnings(pool: &EmbeddedPool) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let metadata_bytes = pool.pool().metadata_device().size_bytes();
+    if metadata_bytes > WARN_METADATA_BYTES {
+        warnings.push(format!(
+            "the metadata device has {metadata_bytes} bytes; no more than {} of them can be used",
+            MAX_METADATA_BLOCKS * BLOCK_BYTES as u64
+        ));
+    }
+    let status = pool.pool().status();
+    if status.needs_check {
+        warnings.push("the metadata need a check: the pool is read-only".to_owned());
+    }
+    match status.mode {
+        PoolMode::OutOfDataSpace => warnings.push("no data block is free".to_owned()),
+        PoolMode::OutOfMetadataSpace => warnings.push("no metadata block is free".to_owned()),
+        _ => {}
+    }
+    warnings
+}
