@@ -7,9 +7,17 @@
 mod creation;
 #[path = "acceptance/deletion.rs"]
 mod deletion;
+#[path = "acceptance/discard.rs"]
+mod discard;
 #[path = "acceptance/external_origin.rs"]
 mod external_origin;
 #[path = "acceptance/place.rs"]
 mod place;
+#[path = "acceptance/read_only.rs"]
+mod read_only;
+#[path = "acceptance/resize.rs"]
+mod resize;
 #[path = "acceptance/snapshot.rs"]
 mod snapshot;
+#[path = "acceptance/space.rs"]
+mod space;
