@@ -19,6 +19,8 @@ mod guest;
 mod kernel_side;
 #[path = "kernel/lab.rs"]
 mod lab;
+#[path = "kernel/large_metadata.rs"]
+mod large_metadata;
 #[path = "kernel/messages.rs"]
 mod messages;
 #[path = "kernel/model.rs"]

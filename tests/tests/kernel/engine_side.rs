@@ -104,7 +104,7 @@ impl<'a> EngineSide<'a> {
         }
         let pool = Pool::open_with(metadata, data, loaded)?;
         if pool.status().mode < PoolMode::ReadOnly {
-            pool.grow_data(table.sectors * SECTOR)?;
+            grow_data(&pool, table)?;
             pool.grow_metadata()?;
         }
         Ok(pool)
@@ -114,7 +114,7 @@ impl<'a> EngineSide<'a> {
     fn reload(&self, pool: &Pool, table: &Table) -> Result<(), PoolError> {
         self.data.set_size(table.sectors * SECTOR);
         pool.reload(self.table(table)?)?;
-        if pool.status().mode < PoolMode::ReadOnly { pool.grow_data(table.sectors * SECTOR) } else { Ok(()) }
+        if pool.status().mode < PoolMode::ReadOnly { grow_data(pool, table) } else { Ok(()) }
     }
 
     /// The steps from bringing a pool up to taking it down.
@@ -259,6 +259,14 @@ impl<'pool> Session<'_, 'pool> {
         lines.sort();
         Ok(lines)
     }
+}
+
+fn grow_data(pool: &Pool, table: &Table) -> Result<(), PoolError> {
+    let bytes = table.sectors * SECTOR;
+    if bytes / pool.block_size().bytes() == pool.status().data_total {
+        return Ok(());
+    }
+    pool.grow_data(bytes)
 }
 
 fn id(device: u32) -> Result<DeviceId> {

@@ -35,7 +35,7 @@ const TAKEN: &[&str] = &[
     // Words behind those that were counted.
     "0 0 read_only",
     "0 1 error_if_no_space read_only bogus",
-    "+3 +1 ignore_discard",
+    "+3 1 ignore_discard",
     "3 01 ignore_discard",
 ];
 
@@ -51,6 +51,7 @@ const REFUSED: &[&str] = &[
     "0 5 skip_block_zeroing ignore_discard no_discard_passdown read_only error_if_no_space",
     "0 9 a",
     "0 x",
+    "3 +1 ignore_discard",
 ];
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use rand::{RngCore as _, SeedableRng as _, rngs::StdRng};
 use thinbak_engine::{
-    Access, BlockDevice, FileDevice,
+    Access, BlockDevice, BlockSize, FileDevice, Pool, PoolError,
     check::check,
     dump::dump_xml,
     metadata_view::{MetadataView, Roots},
@@ -15,6 +15,7 @@ use thinbak_engine::{
 use thinbak_tests::{Scratch, seed, thin_check};
 
 use crate::{
+    breakable::Breakable,
     engine_side::EngineSide,
     guest::Guest,
     kernel_side,
@@ -66,6 +67,25 @@ impl Twin {
     pub(crate) fn files(&self, kernel: bool) -> [PathBuf; 2] {
         let side = if kernel == self.exchanged { "second" } else { "first" };
         ["metadata", "data"].map(|name| self.scratch.join(&format!("{side}-{name}")))
+    }
+
+    /// Gives both sides a pool that the engine makes in a data device of so many sectors.
+    pub(crate) fn prepare(
+        &self,
+        data_sectors: u64,
+        make: impl FnOnce(&Pool) -> Result<(), PoolError>,
+    ) -> Result<()> {
+        let [metadata, data] = self.files(true);
+        let open = |path: &Path, sectors: u64| -> Result<_> {
+            let file = FileDevice::open(path, Access::ReadWrite)?;
+            Ok(Arc::new(Breakable::new(file, sectors * SECTOR)))
+        };
+        let (metadata, data) = (open(&metadata, self.metadata_sectors)?, open(&data, data_sectors)?);
+        make(&Pool::format(metadata, data, BlockSize::from_sectors(128)?)?)?;
+        for (from, to) in self.files(true).iter().zip(self.files(false)) {
+            std::fs::copy(from, to)?;
+        }
+        Ok(())
     }
 
     /// From now on each side has the other's pool.

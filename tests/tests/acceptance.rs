@@ -1,0 +1,23 @@
+//! What the thin suites of dmtest-python and of device-mapper-test-suite ask of a pool, asked of the engine.
+//!
+//! The table in `tests/README.md` says which of their tests is covered by which of ours. After each, as in those suites,
+//! `thin_check` is asked about the metadata.
+
+#[path = "acceptance/creation.rs"]
+mod creation;
+#[path = "acceptance/deletion.rs"]
+mod deletion;
+#[path = "acceptance/discard.rs"]
+mod discard;
+#[path = "acceptance/external_origin.rs"]
+mod external_origin;
+#[path = "acceptance/place.rs"]
+mod place;
+#[path = "acceptance/read_only.rs"]
+mod read_only;
+#[path = "acceptance/resize.rs"]
+mod resize;
+#[path = "acceptance/snapshot.rs"]
+mod snapshot;
+#[path = "acceptance/space.rs"]
+mod space;
