@@ -69,8 +69,7 @@ impl BlockDevice for Watched {
 fn blocks_in_use(image: &MemoryDevice) -> Vec<u64> {
     let watched = Arc::new(Watched(image.duplicate(), Mutex::default()));
     assert_eq!(crate::check::check(watched.clone(), None).unwrap().damage, []);
-    let blocks = watched.1.lock().iter().copied().collect();
-    blocks
+    watched.1.lock().iter().copied().collect()
 }
 
 struct Opened {
