@@ -27,6 +27,8 @@ mod restore;
 mod snapshot;
 #[path = "acceptance/space.rs"]
 mod space;
+#[path = "acceptance/table.rs"]
+mod table;
 #[path = "acceptance/thin_delta.rs"]
 mod thin_delta;
 #[path = "acceptance/tools.rs"]
