@@ -2,6 +2,7 @@
 
 mod hostile;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rand::Rng;
