@@ -20,7 +20,10 @@ fn a_device_is_created_and_deleted_a_thousand_times() -> Result<()> {
         }
         Ok(())
     })?;
-    place.on(|pool| Ok(ensure!(pool.status().metadata_used == empty, "{}", pool.status())))
+    place.on(|pool| {
+        ensure!(pool.status().metadata_used == empty, "{}", pool.status());
+        Ok(())
+    })
 }
 
 #[test]
@@ -29,7 +32,10 @@ fn a_thousand_devices_are_created_and_then_deleted() -> Result<()> {
     let empty = place.on(|pool| Ok(pool.status().metadata_used))?;
     place.on(|pool| Ok((0..1000).try_for_each(|number| pool.create_thin(id(number)))?))?;
     place.on(|pool| Ok((0..1000).try_for_each(|number| pool.delete(id(number)))?))?;
-    place.on(|pool| Ok(ensure!(pool.status().metadata_used == empty && pool.devices()?.is_empty())))
+    place.on(|pool| {
+        ensure!(pool.status().metadata_used == empty && pool.devices()?.is_empty());
+        Ok(())
+    })
 }
 
 #[test]
@@ -62,7 +68,10 @@ fn the_blocks_of_a_deleted_thin_are_free() -> Result<()> {
 #[test]
 fn an_unknown_device_is_not_deleted() -> Result<()> {
     let place = Place::new(16)?;
-    place.on(|pool| Ok(ensure!(refused(message(pool, "delete 0"))? == Errno::NODATA)))
+    place.on(|pool| {
+        ensure!(refused(message(pool, "delete 0"))? == Errno::NODATA);
+        Ok(())
+    })
 }
 
 #[test]
@@ -106,5 +115,8 @@ fn discarding_a_device_and_deleting_it_gives_everything_back() -> Result<()> {
         pool.discard(id(0), 0, 64 * BLOCK)?;
         Ok(message(pool, "delete 0")?)
     })?;
-    place.on(|pool| Ok(ensure!(pool.status().metadata_used == empty && pool.status().data_used == 0)))
+    place.on(|pool| {
+        ensure!(pool.status().metadata_used == empty && pool.status().data_used == 0);
+        Ok(())
+    })
 }

@@ -206,7 +206,10 @@ fn a_block_that_is_no_longer_shared_is_passed_down() -> Result<()> {
         Ok(pool.discard(id(1), 0, 8 * BLOCK)?)
     })?;
     ensure!(is_hole(&place.data(), 0..8)?);
-    place.with("0", |pool| Ok(ensure!(pool.status().data_used == 0)))
+    place.with("0", |pool| {
+        ensure!(pool.status().data_used == 0);
+        Ok(())
+    })
 }
 
 #[test]

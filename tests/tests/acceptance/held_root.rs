@@ -75,7 +75,10 @@ fn an_empty_pool_is_held_and_released_again_and_again() -> Result<()> {
             Ok(message(pool, RELEASE)?)
         })?;
     }
-    place.on(|pool| Ok(ensure!(pool.status().metadata_used == empty, "{}", pool.status())))
+    place.on(|pool| {
+        ensure!(pool.status().metadata_used == empty, "{}", pool.status());
+        Ok(())
+    })
 }
 
 #[test]

@@ -11,14 +11,20 @@ use crate::place::{BLOCK, Place, id, message, refused, stomp, verify};
 #[test]
 fn the_transaction_id_is_zero_at_first() -> Result<()> {
     let place = Place::new(16)?;
-    place.on(|pool| Ok(ensure!(pool.transaction_id() == 0)))
+    place.on(|pool| {
+        ensure!(pool.transaction_id() == 0);
+        Ok(())
+    })
 }
 
 #[test]
 fn the_transaction_id_is_set() -> Result<()> {
     let place = Place::new(16)?;
     place.on(|pool| Ok(message(pool, "set_transaction_id 0 1234")?))?;
-    place.on(|pool| Ok(ensure!(pool.transaction_id() == 1234)))
+    place.on(|pool| {
+        ensure!(pool.transaction_id() == 1234);
+        Ok(())
+    })
 }
 
 #[test]
@@ -104,7 +110,10 @@ fn a_fresh_pool_that_is_dropped_is_an_empty_pool() -> Result<()> {
     let place = Place::new(64)?;
     drop(place.open("0")?);
     place.check()?;
-    place.on(|pool| Ok(ensure!(pool.devices()?.is_empty())))
+    place.on(|pool| {
+        ensure!(pool.devices()?.is_empty());
+        Ok(())
+    })
 }
 
 #[test]

@@ -5,8 +5,10 @@ use std::{fs::File, os::unix::fs::FileExt as _, process::Command, sync::Arc};
 use anyhow::{Result, ensure};
 use rustix::io::Errno;
 use thinbak_engine::{
-    Access, BlockSize, FaultDevice, FaultLog, FileDevice, MemoryDevice, Pool, PoolError, PoolMode, PoolTable,
+    Access, BlockDevice, BlockSize, FaultDevice, FaultLog, FileDevice, MemoryDevice, Pool, PoolError,
+    PoolMode, PoolTable,
 };
+use thinbak_tests::{Scratch, thin_check};
 
 use crate::place::{BLOCK, Place, id, message, refused, stomp, verify};
 
@@ -109,7 +111,7 @@ fn faulty() -> Result<(Pool, Arc<MemoryDevice>, Arc<FaultLog>)> {
 #[derive(Debug)]
 struct Shared(Arc<MemoryDevice>);
 
-impl thinbak_engine::BlockDevice for Shared {
+impl BlockDevice for Shared {
     fn size_bytes(&self) -> u64 {
         self.0.size_bytes()
     }
@@ -132,7 +134,7 @@ impl thinbak_engine::BlockDevice for Shared {
 
 #[test]
 fn a_failed_commit_falls_back_to_read_only_at_the_last_commit() -> Result<()> {
-    let (pool, _, log) = faulty()?;
+    let (pool, metadata, log) = faulty()?;
     pool.create_thin(id(0))?;
     stomp(&pool, 0, 0..4, 1)?;
     pool.commit()?;
@@ -144,7 +146,16 @@ fn a_failed_commit_falls_back_to_read_only_at_the_last_commit() -> Result<()> {
     verify(&pool, 0, 0..4, 1)?;
     verify(&pool, 0, 4..8, 0)?;
     ensure!(pool.devices()?.len() == 1 && pool.status().data_used == 4);
-    Ok(())
+    checked(&metadata)
+}
+
+/// Debian's checker on metadata in memory.
+fn checked(metadata: &MemoryDevice) -> Result<()> {
+    let scratch = Scratch::new()?;
+    let mut bytes = vec![0; usize::try_from(metadata.size_bytes())?];
+    metadata.read_at(0, &mut bytes)?;
+    std::fs::write(scratch.join("metadata"), bytes)?;
+    thin_check(&scratch.join("metadata"))
 }
 
 #[test]
@@ -157,6 +168,7 @@ fn a_failed_commit_sets_needs_check_and_a_pool_that_needs_one_comes_up_read_only
     ensure!(pool.commit().is_err());
     ensure!(pool.status().needs_check && pool.status().to_string().contains(" ro "));
     drop(pool);
+    checked(&metadata)?;
     let again = Pool::open(metadata, Arc::new(MemoryDevice::new(32 * BLOCK)))?;
     ensure!(again.status().needs_check && again.status().mode == PoolMode::ReadOnly);
     ensure!(refused(message(&again, "create_thin 2"))? == Errno::OPNOTSUPP);

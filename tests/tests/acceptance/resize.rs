@@ -116,7 +116,10 @@ fn metadata_grow_without_traffic() -> Result<()> {
         }
         Ok(())
     })?;
-    place.on(|pool| Ok(ensure!(pool.status().metadata_total == 200 * MIB / 4096)))
+    place.on(|pool| {
+        ensure!(pool.status().metadata_total == 200 * MIB / 4096);
+        Ok(())
+    })
 }
 
 #[test]

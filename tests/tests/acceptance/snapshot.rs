@@ -111,7 +111,10 @@ fn blocks_that_five_snapshots_share_are_counted_up_and_down() -> Result<()> {
     for number in 0..6 {
         place.on(|pool| Ok(pool.delete(id(number))?))?;
     }
-    place.on(|pool| Ok(ensure!(pool.status().data_used == 0)))
+    place.on(|pool| {
+        ensure!(pool.status().data_used == 0);
+        Ok(())
+    })
 }
 
 #[test]

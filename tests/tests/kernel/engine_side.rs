@@ -164,6 +164,9 @@ impl<'a> EngineSide<'a> {
     /// What is done to the devices.
     fn beneath(&mut self, step: &Step) -> Result<String> {
         match *step {
+            // A table was refused; what `dmsetup` says of a device that is not there.
+            Step::Message(_) | Step::Down => return Ok(text(Errno::NXIO)),
+            Step::Events => return Ok("ok Device does not exist.".to_owned()),
             Step::ResizeMetadata(sectors) => self.metadata.set_size(sectors * SECTOR),
             Step::Break(broken) => self.metadata.set_broken(broken),
             Step::Timeout(seconds) => self.timeout = Duration::from_secs(seconds),
