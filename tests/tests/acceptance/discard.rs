@@ -284,7 +284,9 @@ fn passdown_is_switched_by_a_reload() -> Result<()> {
         pool.reload("0 1 no_discard_passdown".parse()?)?;
         Ok(pool.discard(id(0), 4 * BLOCK, 2 * BLOCK)?)
     })?;
-    ensure!(!is_hole(&place.data(), 0..1)? && is_hole(&place.data(), 2..4)? && !is_hole(&place.data(), 4..5)?);
+    ensure!(
+        !is_hole(&place.data(), 0..1)? && is_hole(&place.data(), 2..4)? && !is_hole(&place.data(), 4..5)?
+    );
     Ok(())
 }
 

@@ -114,7 +114,9 @@ pub(crate) fn stomp(
     round: u64,
 ) -> Result<(), PoolError> {
     let bytes = pool.block_size().bytes();
-    blocks.into_iter().try_for_each(|block| pool.write(id(device), block * bytes, &pattern(bytes, block, round)))
+    blocks
+        .into_iter()
+        .try_for_each(|block| pool.write(id(device), block * bytes, &pattern(bytes, block, round)))
 }
 
 /// The pattern stands in these blocks.
@@ -123,7 +125,10 @@ pub(crate) fn verify(pool: &Pool, device: u64, blocks: std::ops::Range<u64>, rou
     let mut found = vec![0; usize::try_from(bytes)?];
     for block in blocks {
         pool.read(id(device), block * bytes, &mut found)?;
-        ensure!(found == pattern(bytes, block, round), "device {device}, block {block}: not of round {round}");
+        ensure!(
+            found == pattern(bytes, block, round),
+            "device {device}, block {block}: not of round {round}"
+        );
     }
     Ok(())
 }

@@ -3,16 +3,16 @@
 mod hostile;
 
 use std::collections::BTreeSet;
-use std::io;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use rand::Rng;
 
 use super::history::operation::{Op, fill};
 use super::history::recording::Recorder;
 use super::{BLOCK, id, seeded};
-use crate::format::{BlockBytes, BlockKind, SuperblockProblem, seal};
+use crate::format::{
+    Bitmap, BlockBytes, BlockKind, MetadataIndex, RawBlock, RawCount, Superblock, SuperblockProblem, seal,
+};
 use crate::{
     BlockDevice, BlockSize, FaultDevice, FaultLog, IoEvent, MemoryDevice, MetadataBlock, MetadataError, Pool,
     PoolError, PoolMode, VirtualBlock,
@@ -40,37 +40,18 @@ fn image() -> MemoryDevice {
     metadata
 }
 
-/// Remembers which blocks are read.
-struct Watched(MemoryDevice, Mutex<BTreeSet<u64>>);
-
-impl BlockDevice for Watched {
-    fn size_bytes(&self) -> u64 {
-        self.0.size_bytes()
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.1.lock().extend(offset / 4096..(offset + buf.len() as u64).div_ceil(4096));
-        self.0.read_at(offset, buf)
-    }
-    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        self.0.write_at(offset, buf)
-    }
-    fn flush(&self) -> io::Result<()> {
-        self.0.flush()
-    }
-    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.0.discard(offset, len)
-    }
-    fn resize(&self, size: u64) -> io::Result<()> {
-        self.0.resize(size)
-    }
+/// Every block that is counted; the checker has counted them again.
+fn blocks_in_use(image: &MemoryDevice) -> Vec<u64> {
+    assert_eq!(crate::check::check(Arc::new(image.duplicate()), None).unwrap().damage, []);
+    let bitmap = Bitmap::verify(RawBlock::read(image, bitmap_place(image)).unwrap()).unwrap();
+    (0..image.size_bytes() / 4096).filter(|block| bitmap.get(*block) != RawCount::Exact(0)).collect()
 }
 
-/// All that the checker reads: every block that is in use.
-fn blocks_in_use(image: &MemoryDevice) -> Vec<u64> {
-    let watched = Arc::new(Watched(image.duplicate(), Mutex::default()));
-    assert_eq!(crate::check::check(watched.clone(), None).unwrap().damage, []);
-    let blocks = watched.1.lock().iter().copied().collect();
-    blocks
+/// The only bitmap of the metadata space map.
+fn bitmap_place(image: &MemoryDevice) -> MetadataBlock {
+    let roots = Superblock::read(image, MetadataBlock(0)).unwrap().metadata_space_map;
+    let index = RawBlock::read(image, roots.bitmap_root).unwrap();
+    MetadataIndex::verify(index, roots.nr_blocks).unwrap().entries[0].bitmap
 }
 
 struct Opened {
