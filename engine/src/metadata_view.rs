@@ -9,6 +9,7 @@
 mod blocks;
 mod changes;
 mod delta;
+mod disk_order;
 mod error;
 mod leaf;
 mod leaf_cache;
@@ -16,6 +17,7 @@ mod lock_step;
 mod mappings;
 mod read_ahead;
 mod runs;
+mod subtree;
 mod tree;
 
 use std::sync::Arc;

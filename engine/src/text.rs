@@ -4,7 +4,7 @@
 use std::io::{self, Write};
 
 /// Bytes handed on at a time.
-const PIECE_BYTES: usize = 256 * 1024;
+const PIECE_BYTES: usize = 128 * 1024;
 /// Digits of the largest number.
 const MAX_DIGITS: usize = 20;
 

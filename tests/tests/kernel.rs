@@ -27,6 +27,8 @@ mod messages;
 mod model;
 #[path = "kernel/modes.rs"]
 mod modes;
+#[path = "kernel/msnap.rs"]
+mod msnap;
 #[path = "kernel/origins.rs"]
 mod origins;
 #[path = "kernel/steps.rs"]

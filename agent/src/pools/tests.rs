@@ -3,11 +3,12 @@ use std::process::Command;
 use thinbak_proto::{
     Failed,
     v1::{
-        CreatePoolRequest, CreateVolumeRequest, DeltaRequest, DumpRequest, ExportRequest, Extent,
-        ImportRequest, ImportTarget, ListPoolsRequest, MetadataSource, PoolMessageRequest, PoolRequest,
-        ReleaseMsnapRequest, RemoveVolumeRequest, ResizePoolRequest, ResizeVolumeRequest, SnapshotName,
-        SnapshotVolumesRequest, TextChunk, TextFormat, VolumeInfo, VolumeKind, export_response,
-        extent::Content, import_request::Message, metadata_source::Source, pools_client::PoolsClient,
+        CheckPoolRequest, CreatePoolRequest, CreateVolumeRequest, DeltaRequest, DumpRequest, ExportRequest,
+        Extent, ImportRequest, ImportTarget, ListPoolsRequest, MetadataSource, PoolMessageRequest,
+        PoolRequest, ReleaseMsnapRequest, RemoveVolumeRequest, ResizePoolRequest, ResizeVolumeRequest,
+        SnapshotName, SnapshotVolumesRequest, TextChunk, TextFormat, VolumeInfo, VolumeKind,
+        check_pool_request, export_response, extent::Content, import_request::Message,
+        metadata_source::Source, pools_client::PoolsClient,
     },
 };
 use tonic::Streaming;
@@ -347,9 +348,15 @@ async fn dump_and_delta_print_what_the_other_tools_print() {
         to: to.into(),
         verbose: false,
         format: format.into(),
+        changes_only: false,
     };
     let ours = fixture.pools.delta(delta("v@a", "v", TextFormat::Xml)).await.unwrap().into_inner();
-    assert!(text(ours).await.contains("<same"));
+    let whole = text(ours).await;
+    assert!(whole.contains("<same"));
+    let changes = DeltaRequest { changes_only: true, ..delta("v@a", "v", TextFormat::Xml) };
+    let changes = text(fixture.pools.delta(changes).await.unwrap().into_inner()).await;
+    let left: String = whole.lines().filter(|l| !l.contains("<same")).map(|l| format!("{l}\n")).collect();
+    assert_eq!(changes, left);
     let json = fixture.pools.delta(delta("v@a", "v", TextFormat::Json)).await.unwrap().into_inner();
     assert!(serde_json::from_str::<serde_json::Value>(&text(json).await).is_ok());
     let mut none = fixture.pools.delta(delta("v", "none", TextFormat::Xml)).await.unwrap().into_inner();
@@ -361,4 +368,28 @@ async fn dump_and_delta_print_what_the_other_tools_print() {
     let dump = DumpRequest { source: Some(file), ..DumpRequest::default() };
     let mut none = fixture.pools.dump(dump).await.unwrap().into_inner();
     assert_eq!(Failed::from(none.message().await.unwrap_err()).exit_code(), 10, "no metadata snapshot");
+}
+
+#[tokio::test]
+async fn metadata_is_checked_by_its_path_as_by_its_pool() {
+    let mut fixture = Fixture::new().await;
+    fixture.import("v", 8 * MIB, &[(0, data(1, MIB))]).await.unwrap();
+    let check = |source| CheckPoolRequest { source: Some(source) };
+    let pool = check_pool_request::Source::Pool("p".into());
+    let by_pool = fixture.pools.check_pool(check(pool)).await.unwrap().into_inner();
+    let metadata = fixture.dir.path().join("state/pools/p/metadata");
+    let path = |path: &std::path::Path| check_pool_request::Source::MetadataPath(path.display().to_string());
+    let by_path = fixture.pools.check_pool(check(path(&metadata))).await.unwrap().into_inner();
+    assert_eq!(by_path, by_pool);
+    assert!(by_path.damage.is_empty() && by_path.mappings == 16, "{by_path:?}");
+
+    let copy = fixture.dir.path().join("copy");
+    let mut bytes = std::fs::read(&metadata).unwrap();
+    bytes[100] ^= 1;
+    std::fs::write(&copy, bytes).unwrap();
+    let damaged = fixture.pools.check_pool(check(path(&copy))).await.unwrap().into_inner();
+    assert!(damaged.damage.iter().any(|damage| damage.fatal), "{damaged:?}");
+    let missing = fixture.dir.path().join("missing");
+    let failed = Failed::from(fixture.pools.check_pool(check(path(&missing))).await.unwrap_err());
+    assert_eq!(failed.exit_code(), 10);
 }

@@ -41,6 +41,11 @@ impl BlockReader {
         Self { device, blocks, cache: Cache::new(CACHED_NODES), ahead }
     }
 
+    /// Blocks that can be read.
+    pub(super) fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
     /// A node of a tree with values of type `V`.
     pub(super) fn node<V: NodeValue>(&self, block: MetadataBlock) -> Result<Arc<Node>, ViewError> {
         if let Some(node) = self.cache.get(&(block, V::SIZE)) {

@@ -6,7 +6,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use super::{error::ViewError, lock_step::Subtree};
+use super::{error::ViewError, subtree::Subtree};
 use crate::{
     DataBlock,
     format::{MappedBlock, Node},

@@ -7,9 +7,9 @@ use parking_lot::Mutex;
 use crate::MetadataBlock;
 
 /// Memory of all leaves together, with what finding them takes.
-const LIMIT_BYTES: usize = 10 << 20;
+const LIMIT_BYTES: usize = 11 << 20;
 /// What finding one leaf takes: an entry of the map, which is half empty at worst.
-const LEAF_BYTES: usize = 32;
+const LEAF_BYTES: usize = 26;
 /// A walk that finds less than one leaf in so many has little in common with the walks before it.
 const FEW_HITS: u64 = 8;
 
@@ -25,8 +25,8 @@ pub struct LeafCache {
 
 #[derive(Default)]
 struct Inner {
-    /// Where a leaf is in `packed`.
-    places: HashMap<MetadataBlock, (u32, u32)>,
+    /// Where a leaf is in `packed`, and how long it is, by the number of its block: metadata has no more than fit.
+    places: HashMap<u32, (u32, u16)>,
     packed: Vec<u8>,
     hits: u64,
     misses: u64,
@@ -53,15 +53,26 @@ impl LeafCache {
     /// The leaf in a block, if it is known.
     pub(super) fn get(&self, block: MetadataBlock) -> Option<Arc<[u8]>> {
         let mut inner = self.inner.lock();
-        let found = inner
-            .places
-            .get(&block)
-            .and_then(|(begin, end)| inner.packed.get(*begin as usize..*end as usize).map(Arc::from));
+        let place = u32::try_from(block.0).ok().and_then(|key| inner.places.get(&key));
+        let found = place.and_then(|(begin, length)| {
+            let begin = *begin as usize;
+            inner.packed.get(begin..begin + usize::from(*length)).map(Arc::from)
+        });
         match found {
             Some(_) => inner.hits += 1,
             None => inner.misses += 1,
         }
         found
+    }
+
+    /// Whether the leaf in a block is known.
+    pub(super) fn has(&self, block: MetadataBlock) -> bool {
+        u32::try_from(block.0).is_ok_and(|key| self.inner.lock().places.contains_key(&key))
+    }
+
+    /// Whether a leaf has not been kept for want of room.
+    pub(super) fn is_full(&self) -> bool {
+        self.inner.lock().full
     }
 
     /// Keeps a leaf, if there is room.
@@ -73,9 +84,11 @@ impl LeafCache {
             inner.full = true;
             return;
         }
-        // Below the limit, which is far below 4 GiB.
-        inner.places.insert(block, (begin as u32, end as u32));
-        inner.packed.extend_from_slice(packed);
+        let (key, length) = (u32::try_from(block.0), u16::try_from(packed.len()));
+        if let (Ok(key), Ok(begin), Ok(length)) = (key, u32::try_from(begin), length) {
+            inner.places.insert(key, (begin, length));
+            inner.packed.extend_from_slice(packed);
+        }
     }
 }
 

@@ -20,12 +20,14 @@ use std::{
 
 use super::{
     blocks::BlockReader,
+    disk_order::Wanted,
     error::ViewError,
-    leaf::{Leaves, MapRun},
+    leaf::MapRun,
     leaf_cache::LeafCache,
     read_ahead::{Batch, Decoded, Nodes, Scratch},
+    subtree::{Chosen, Side, Subtree, drop_shared},
 };
-use crate::{DataBlock, MetadataBlock, format::Node};
+use crate::{DataBlock, MetadataBlock};
 
 /// Pairs of leaves, or leaves, read in one batch. Two batches are held, packed: some MiB at the worst.
 const LEAF_BATCH: usize = 1024;
@@ -57,102 +59,6 @@ pub(super) struct Pair {
     pub(super) new: Option<Mapped>,
 }
 
-/// A node and the keys that its tree keeps under it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Subtree {
-    block: MetadataBlock,
-    first_key: u64,
-    last_key: u64,
-}
-
-impl Subtree {
-    /// Fails for a key that the tree could not find here.
-    pub(super) fn holds(&self, key: u64) -> Result<(), ViewError> {
-        let Self { block, first_key: first, last_key: last } = *self;
-        if (first..=last).contains(&key) {
-            return Ok(());
-        }
-        Err(ViewError::KeyOutOfRange { block, key, first, last })
-    }
-
-    fn uneven(&self) -> ViewError {
-        ViewError::UnevenTree { block: self.block }
-    }
-
-    /// What lies under an internal node, as far as it may hold keys from `from` on.
-    fn children(&self, node: &Node, from: u64) -> Result<Vec<Self>, ViewError> {
-        node.keys().try_for_each(|key| self.holds(key))?;
-        let ends = node.keys().skip(1).map(|key| key.saturating_sub(1));
-        let ends = ends.chain(std::iter::once(self.last_key));
-        let children = node.children().zip(ends);
-        let children = children.map(|((first_key, block), last_key)| Self { block, first_key, last_key });
-        Ok(children.filter(|child| child.last_key >= from).collect())
-    }
-}
-
-/// What is still pending of one tree.
-#[derive(Debug, Default)]
-struct Side {
-    levels: Vec<VecDeque<Subtree>>,
-    leaves: Leaves,
-}
-
-impl Side {
-    fn new(root: MetadataBlock, levels: usize, from: u64) -> Self {
-        let mut side = Self { levels: vec![VecDeque::new(); levels], leaves: Leaves::new(from) };
-        if let Some(top) = side.levels.last_mut() {
-            top.push_back(Subtree { block: root, first_key: 0, last_key: u64::MAX });
-        }
-        side
-    }
-
-    fn front(&self, level: usize) -> Option<Subtree> {
-        self.levels.get(level).and_then(|queue| queue.front().copied())
-    }
-
-    fn pop(&mut self, level: usize) {
-        if let Some(queue) = self.levels.get_mut(level) {
-            queue.pop_front();
-        }
-    }
-
-    /// Queues the subtrees found under a node of the level above `level`.
-    fn queue(&mut self, level: usize, children: Vec<Subtree>) {
-        if let Some(queue) = self.levels.get_mut(level) {
-            queue.extend(children);
-        }
-    }
-
-    /// No key pending at `level` or above it is below this; none when nothing is pending there.
-    fn bound(&self, level: usize) -> Option<u64> {
-        self.levels.iter().skip(level).find_map(|queue| queue.front()).map(|subtree| subtree.first_key)
-    }
-}
-
-/// A subtree chosen to be read, and the side or sides that it was chosen for.
-#[derive(Debug, Clone, Copy)]
-enum Chosen {
-    Old(Subtree),
-    New(Subtree),
-    Both(Subtree, Subtree),
-}
-
-impl Chosen {
-    fn of_old(&self) -> Option<&Subtree> {
-        match self {
-            Self::Old(subtree) | Self::Both(subtree, _) => Some(subtree),
-            Self::New(_) => None,
-        }
-    }
-
-    fn of_new(&self) -> Option<&Subtree> {
-        match self {
-            Self::New(subtree) | Self::Both(_, subtree) => Some(subtree),
-            Self::Old(_) => None,
-        }
-    }
-}
-
 /// Subtrees that are being read.
 #[derive(Debug)]
 struct Reading {
@@ -160,16 +66,9 @@ struct Reading {
     batch: Arc<Batch>,
     /// What need not be read.
     cached: HashMap<MetadataBlock, Arc<[u8]>>,
-}
-
-impl Reading {
-    fn old_bound(&self) -> Option<u64> {
-        self.chosen.iter().find_map(Chosen::of_old).map(|subtree| subtree.first_key)
-    }
-
-    fn new_bound(&self) -> Option<u64> {
-        self.chosen.iter().find_map(Chosen::of_new).map(|subtree| subtree.first_key)
-    }
+    /// The lowest key of each side.
+    old_bound: Option<u64>,
+    new_bound: Option<u64>,
 }
 
 /// What to do about the fronts of two queues.
@@ -214,12 +113,16 @@ pub(super) struct LockStep {
     reader: Arc<BlockReader>,
     /// The roots, until the first call reads them.
     unread: Option<(Option<MetadataBlock>, Option<MetadataBlock>)>,
+    /// The roots, until it has been decided in which order leaves are read.
+    undecided: Option<(Option<MetadataBlock>, Option<MetadataBlock>)>,
     old: Side,
     new: Side,
     /// The leaves after those that the sides have.
     ahead: Option<Reading>,
     scratch: Scratch,
     cache: Option<LeafCache>,
+    /// Whether other walks will come to the cache for what this one reads.
+    keeps_leaves: bool,
     skip_shared: bool,
     from: u64,
 }
@@ -238,11 +141,13 @@ impl LockStep {
         Self {
             reader,
             unread,
+            undecided: unread,
             old: Side::default(),
             new: Side::default(),
             ahead: None,
             scratch: Scratch::default(),
             cache: None,
+            keeps_leaves: false,
             skip_shared,
             from,
         }
@@ -250,7 +155,7 @@ impl LockStep {
 
     /// Takes leaves from a cache, and puts them there.
     pub(super) fn with_cache(self, cache: LeafCache) -> Self {
-        Self { cache: Some(cache), ..self }
+        Self { cache: Some(cache), keeps_leaves: true, ..self }
     }
 
     /// The next keys, ascending.
@@ -273,8 +178,8 @@ impl LockStep {
         loop {
             let (old, new) = (self.old.leaves.front()?, self.new.leaves.front()?);
             let ahead = self.ahead.as_ref();
-            let old_bound = || ahead.and_then(Reading::old_bound).or_else(|| self.old.bound(0));
-            let new_bound = || ahead.and_then(Reading::new_bound).or_else(|| self.new.bound(0));
+            let old_bound = || ahead.and_then(|ahead| ahead.old_bound).or_else(|| self.old.bound(0));
+            let new_bound = || ahead.and_then(|ahead| ahead.new_bound).or_else(|| self.new.bound(0));
             let turn = turn(old.map(|run| run.key), old_bound, new.map(|run| run.key), new_bound);
             match (turn, old, new) {
                 (Turn::Old, Some(run), _) => {
@@ -316,11 +221,48 @@ impl LockStep {
             Some(ready) => Some(ready),
             None => self.begin_batch(0)?,
         };
+        // Where a first batch leaves much to be read.
+        if self.old.levels.iter().chain(&self.new.levels).map(VecDeque::len).sum::<usize>() >= LEAF_BATCH
+            && let Some((old, new)) = self.undecided.take()
+        {
+            self.read_in_disk_order(old, new);
+        }
         self.ahead = self.begin_batch(0)?;
         match ready {
             Some(ready) => self.finish_batch(0, ready),
             None => Ok(()),
         }
+    }
+
+    /// Has the leaves read in the order of the disk into the cache, where that is faster.
+    fn read_in_disk_order(&mut self, old: Option<MetadataBlock>, new: Option<MetadataBlock>) {
+        let mut walk = Self::new(Arc::clone(&self.reader), old, new, self.skip_shared, self.from);
+        let cache = self.cache.clone().unwrap_or_default();
+        let wanted = walk.wanted(&cache);
+        if wanted.are_many_and_scattered() {
+            wanted.read_into(&cache, &self.reader);
+            self.cache = Some(cache);
+        }
+    }
+
+    /// The leaves that this walk would read, as far as it would come.
+    fn wanted(&mut self, known: &LeafCache) -> Wanted {
+        let mut wanted = Wanted::new(self.reader.blocks());
+        let (mut old_before, mut new_before) = (None, None);
+        let Some((old, new)) = self.unread.take() else { return wanted };
+        let (Ok(old), Ok(new)) = (self.start(old), self.start(new)) else { return wanted };
+        (self.old, self.new) = (old, new);
+        while let Ok(Some(chosen)) = self.choose(0) {
+            for (subtree, before) in [(chosen.of_old(), &mut old_before), (chosen.of_new(), &mut new_before)]
+            {
+                let Some(subtree) = subtree else { continue };
+                if !known.has(subtree.block) {
+                    wanted.add(subtree.block, *before);
+                }
+                *before = Some(subtree.block);
+            }
+        }
+        wanted
     }
 
     /// Chooses the next subtrees of `level` and has them read; none where nothing is left to be read.
@@ -357,7 +299,10 @@ impl LockStep {
             }
         };
         let batch = self.reader.begin(blocks)?;
-        Ok(Some(Reading { chosen, batch, cached }))
+        let first = |subtree: &Subtree| subtree.first_key;
+        let old_bound = chosen.iter().find_map(Chosen::of_old).map(first);
+        let new_bound = chosen.iter().find_map(Chosen::of_new).map(first);
+        Ok(Some(Reading { chosen, batch, cached, old_bound, new_bound }))
     }
 
     /// Waits for subtrees of `level`, and queues what is under them.
@@ -371,7 +316,9 @@ impl LockStep {
                         let Some(subtree) = subtree else { continue };
                         let packed = match reading.cached.get(&subtree.block) {
                             Some(packed) => Arc::clone(packed),
-                            None => leaf(&mut nodes, subtree, self.cache.as_ref())?,
+                            None => {
+                                leaf(&mut nodes, subtree, self.cache.as_ref().filter(|_| self.keeps_leaves))?
+                            }
                         };
                         side.leaves.push(*subtree, packed);
                     }
@@ -442,21 +389,5 @@ fn children(nodes: &mut Nodes, of: Option<&Subtree>, from: u64) -> Result<Vec<Su
     match nodes.get(subtree.block)? {
         Decoded::Internal(node) => subtree.children(&node, from),
         Decoded::Leaf(_) => Err(subtree.uneven()),
-    }
-}
-
-/// Drops the subtrees that are in both lists. They ascend.
-fn drop_shared(old: &mut Vec<Subtree>, new: &mut Vec<Subtree>) {
-    let same: Vec<Subtree> = {
-        let mut others = new.iter().peekable();
-        let shared = old.iter().filter(|subtree| {
-            while others.next_if(|other| other.first_key < subtree.first_key).is_some() {}
-            others.peek() == Some(subtree)
-        });
-        shared.copied().collect()
-    };
-    for list in [old, new] {
-        let mut same = same.iter().peekable();
-        list.retain(|subtree| same.next_if_eq(&subtree).is_none());
     }
 }

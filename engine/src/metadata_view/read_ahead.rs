@@ -28,7 +28,7 @@ use crate::{
 /// about as long as one more request.
 const MAX_GAP_BLOCKS: u64 = 4;
 /// Blocks in one read at most.
-const MAX_RUN_BLOCKS: u64 = 32;
+const MAX_RUN_BLOCKS: u64 = 16;
 /// Threads at most: requests in flight.
 const MAX_THREADS: usize = 32;
 /// Reads that are worth starting one more thread.
@@ -110,6 +110,14 @@ impl Nodes {
             },
             None => Err(ViewError::UnevenTree { block }),
         }
+    }
+
+    /// The leaves among them.
+    pub(super) fn leaves(self) -> impl Iterator<Item = (MetadataBlock, Arc<[u8]>)> {
+        self.blocks.into_iter().zip(self.nodes).filter_map(|(block, node)| match node {
+            Some(Ok(Decoded::Leaf(packed))) => Some((block, packed)),
+            _ => None,
+        })
     }
 }
 

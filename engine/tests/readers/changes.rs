@@ -216,6 +216,31 @@ fn leaves_that_trees_share_are_read_once() {
     assert!(again * 20 < once, "{again} blocks read again, {once} before");
 }
 
+#[test]
+fn many_scattered_leaves_are_read_in_the_order_of_the_disk() {
+    let mut forest = Forest::new(1 << 15);
+    let old: Mappings = (0..200_000).map(|key| (key, (key / 7 * 1_009 % 1_000_003, 0))).collect();
+    let mut new = old.clone();
+    new.extend((0..200_000).step_by(11).map(|key| (key, (2_000_000 + key, 1))));
+    new.retain(|key, _| key % 1_000 != 3);
+    let (old_root, new_root) = (forest.add(&old, Cut::Every(14)), forest.add(&new, Cut::Every(14)));
+    let leaves = 2 * 200_000 / 14;
+    let (view, counted) = forest.view();
+    let few = || {
+        let requests = counted.requests.swap(0, Ordering::Relaxed);
+        assert!(requests * 3 < leaves, "{requests} requests for {leaves} leaves");
+    };
+    assert_eq!(changes(&view, Some(old_root), new_root), naive(&old, &new));
+    few();
+    let delta: Vec<DeltaRun> = view.delta(old_root, new_root).collect::<Result<_, _>>().unwrap();
+    assert_eq!(blocks(&delta).len(), old.len());
+    few();
+    let mapped = view.mappings(new_root, VirtualBlock(0)).map(Result::unwrap);
+    let mapped: Mappings = mapped.map(|at| (at.virtual_block.0, (at.data_block.0, at.time))).collect();
+    assert_eq!(mapped, new);
+    few();
+}
+
 /// Reads that cover a certain block fail.
 struct Unreadable {
     device: Arc<Counted>,

@@ -91,18 +91,20 @@ pub(super) struct Entries<'a> {
 }
 
 impl Entries<'_> {
-    fn old(&self, first: u64, end: u64) -> impl Iterator<Item = (u64, MappedBlock)> + '_ {
+    fn of_snapshot(&self, first: u64, end: u64) -> impl Iterator<Item = (u64, MappedBlock)> + '_ {
         let mapped = |data| MappedBlock { data_block: DataBlock(data), time: 0 };
         (first..end).zip(self.data.from(first).map(mapped))
     }
 
-    fn of_new(&self, first: u64, end: u64) -> impl Iterator<Item = (u64, MappedBlock)> + '_ {
+    fn of_origin(&self, first: u64, end: u64) -> impl Iterator<Item = (u64, MappedBlock)> + '_ {
         let at = self.changed.partition_point(|block| *block < first);
         let changed = self.changed.get(at..).unwrap_or_default();
         let mut changed = changed.iter().zip(self.new_data.get(at..).unwrap_or_default()).peekable();
-        self.old(first, end).map(move |(key, mapped)| match changed.next_if(|(block, _)| **block == key) {
-            Some((_, data)) => (key, MappedBlock { data_block: DataBlock(*data), time: 1 }),
-            None => (key, mapped),
+        self.of_snapshot(first, end).map(move |(key, mapped)| {
+            match changed.next_if(|(block, _)| **block == key) {
+                Some((_, data)) => (key, MappedBlock { data_block: DataBlock(*data), time: 1 }),
+                None => (key, mapped),
+            }
         })
     }
 }
@@ -145,7 +147,7 @@ pub(super) fn write_mapping_trees(
         file.put_all(level.nodes, |node| {
             let place = at(old, node);
             let bytes = match height {
-                0 => encode_node(place, true, entries.old(level.first(node), level.first(node + 1))),
+                0 => encode_node(place, true, entries.of_snapshot(level.first(node), level.first(node + 1))),
                 _ => encode_node(place, false, old_children(node)),
             };
             (place, bytes)
@@ -153,15 +155,15 @@ pub(super) fn write_mapping_trees(
         file.put_all(copied.len() as u64, |copy| {
             let (place, node) = (at(new, copy), at(copied, copy));
             let bytes = match height {
-                0 => encode_node(place, true, entries.of_new(level.first(node), level.first(node + 1))),
+                0 => encode_node(place, true, entries.of_origin(level.first(node), level.first(node + 1))),
                 _ => encode_node(place, false, new_children(node)),
             };
             (place, bytes)
         })?;
         if height == 0 {
-            entries.old(0, level.items).for_each(|(_, mapped)| counts.data(mapped.data_block.0));
+            entries.of_snapshot(0, level.items).for_each(|(_, mapped)| counts.data(mapped.data_block.0));
             for node in copied {
-                let new = entries.of_new(level.first(*node), level.first(*node + 1));
+                let new = entries.of_origin(level.first(*node), level.first(*node + 1));
                 new.for_each(|(_, mapped)| counts.data(mapped.data_block.0));
             }
         } else {

@@ -9,6 +9,7 @@ use rand::{RngCore as _, SeedableRng as _, rngs::StdRng};
 use thinbak_engine::{
     Access, BlockDevice, BlockSize, FileDevice, Pool, PoolError,
     check::check,
+    delta::{DeltaOptions, delta_xml},
     dump::dump_xml,
     metadata_view::{MetadataView, Roots},
 };
@@ -133,6 +134,23 @@ impl Twin {
         dump_xml(&MetadataView::open(device, Roots::Live)?, None, &mut ours)?;
         let theirs = Command::new("thin_dump").arg(&metadata).output()?;
         ensure!(theirs.status.success() && theirs.stdout == ours, "thin_dump says something else");
+        self.deltas(&metadata)?;
         Ok(String::from_utf8(ours)?)
+    }
+
+    /// The engine's differences of neighbouring devices are those of `thin_delta`.
+    fn deltas(&self, metadata: &Path) -> Result<()> {
+        let device: Arc<dyn BlockDevice> = Arc::new(FileDevice::open(metadata, Access::ReadOnly)?);
+        let view = MetadataView::open(device, Roots::Live)?;
+        let devices = view.devices()?;
+        for (left, right) in devices.iter().zip(devices.iter().skip(1)).take(5) {
+            let mut ours = Vec::new();
+            delta_xml(&view, left.id, right.id, DeltaOptions::default(), &mut ours)?;
+            let ids = [left.id, right.id].map(|id| id.get().to_string());
+            let arguments = ids.iter().zip(["--thin1", "--thin2"]).flat_map(|(id, name)| [name, id]);
+            let theirs = Command::new("thin_delta").args(arguments).arg(metadata).output()?;
+            ensure!(theirs.status.success() && theirs.stdout == ours, "thin_delta says something else");
+        }
+        Ok(())
     }
 }
