@@ -1,23 +1,33 @@
-//! Says what an input makes of its image.
+//! Says what an input makes of its image, and what the checker says of that.
+
 use std::sync::Arc;
+
 use thinbak_engine::BlockDevice;
+use thinbak_engine::check::check;
 use thinbak_engine_fuzz::{edits::edited, images::IMAGES};
+
 fn main() {
     let path = std::env::args().nth(1).expect("a file");
     let data = std::fs::read(path).expect("an input");
     let (device, rest) = edited(&data);
-    let image = &IMAGES[usize::from(data[0]) % IMAGES.len()];
-    println!("image {}, blocks {:?}", usize::from(data[0]) % IMAGES.len(), image.blocks);
-    for block in 0..device.size_bytes() / 4096 {
-        let (mut a, mut b) = ([0; 4096], [0; 4096]);
-        image.device.read_at(block * 4096, &mut a).unwrap();
-        device.read_at(block * 4096, &mut b).unwrap();
-        for at in 0..4096 {
-            if a[at] != b[at] {
-                println!("block {block} byte {at}: {:#x} -> {:#x}", a[at], b[at]);
-            }
+    let number = usize::from(data.first().copied().unwrap_or(0)) % IMAGES.len();
+    println!("image {number}");
+    for (block, kind) in &IMAGES[number].blocks {
+        let before = IMAGES[number].block(*block);
+        let mut after = [0; 4096];
+        device.read_at(block.0 * 4096, &mut after).expect("a block of the image");
+        let changed = before.iter().zip(after).enumerate().filter(|(_, (before, after))| *before != after);
+        let changed: Vec<_> =
+            changed.map(|(at, (before, after))| format!("{at}: {before:#x} {after:#x}")).collect();
+        if changed.len() > 40 {
+            println!("block {block}, a {kind}: {} bytes", changed.len());
+        } else if !changed.is_empty() {
+            println!("block {block}, a {kind}: {}", changed.join(", "));
         }
     }
-    println!("rest {:?}", rest.0);
-    println!("{:#?}", thinbak_engine::check::check(Arc::new(device), None));
+    println!("operations: {:?}", rest.0);
+    match check(Arc::new(device), None) {
+        Ok(report) => report.damage.iter().for_each(|damage| println!("{damage}")),
+        Err(error) => println!("{error}"),
+    }
 }

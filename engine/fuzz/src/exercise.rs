@@ -4,7 +4,7 @@ use std::io::sink;
 use std::sync::Arc;
 
 use thinbak_engine::check::check;
-use thinbak_engine::delta::delta_xml;
+use thinbak_engine::delta::{DeltaOptions, delta_json, delta_xml};
 use thinbak_engine::dump::{dump_json, dump_xml};
 use thinbak_engine::{
     BlockDevice, DeviceId, MemoryDevice, MetadataView, Operation, Pool, Roots, VirtualBlock,
@@ -14,6 +14,8 @@ use crate::edits::Input;
 
 /// Operations taken from an input at most.
 const MAX_OPERATIONS: usize = 40;
+/// Larger blocks than this are not written: to zero a gibibyte takes its time, and is no hang.
+const MAX_BLOCK_BYTES: u64 = 1 << 22;
 /// Devices of an image that are read.
 const MAX_DEVICES: usize = 4;
 
@@ -52,7 +54,14 @@ fn read_view(view: &MetadataView) {
         let (left, right) = (&pair[0], &pair[1]);
         view.changes(Some(left.root), right.root).take_while(Result::is_ok).for_each(drop);
         view.delta(left.root, right.root).take_while(Result::is_ok).for_each(drop);
-        drop(delta_xml(view, left.id, right.id, true, &mut sink()));
+        view.differences(left.root, right.root).take_while(Result::is_ok).for_each(drop);
+        for data_blocks in [false, true] {
+            for changes_only in [false, true] {
+                let options = DeltaOptions { data_blocks, changes_only };
+                drop(delta_xml(view, left.id, right.id, options, &mut sink()));
+                drop(delta_json(view, left.id, right.id, options, &mut sink()));
+            }
+        }
     }
     if devices.len() <= MAX_DEVICES {
         drop(dump_json(view, None, &mut sink()));
@@ -67,6 +76,9 @@ pub fn operate(metadata: Arc<MemoryDevice>, input: &mut Input<'_>) {
         Err(error) => return drop(error.to_string()),
     };
     drop(pool.devices());
+    if pool.block_size().bytes() > MAX_BLOCK_BYTES {
+        return;
+    }
     for _ in 0..MAX_OPERATIONS {
         if input.is_empty() {
             break;

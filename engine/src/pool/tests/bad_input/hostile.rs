@@ -5,10 +5,9 @@ use rand::rngs::StdRng;
 
 use super::super::history::recording::Recorder;
 use super::super::{id, seeded};
-use super::{CHANGES, blocks_in_use, data, image, open, read_all};
+use super::{CHANGES, bitmap_place, blocks_in_use, data, image, open, read_all};
 use crate::format::{
-    Bitmap, BlockKind, DataBlock, MappedBlock, MetadataIndex, Node, NodeValue, RawBlock, RawCount,
-    Superblock, seal,
+    Bitmap, BlockKind, DataBlock, MappedBlock, Node, NodeValue, RawBlock, RawCount, Superblock, seal,
 };
 use crate::{BlockDevice, MemoryDevice, MetadataBlock, Pool, PoolError, VirtualBlock};
 
@@ -24,9 +23,7 @@ fn wrong_counts_of_metadata_blocks_are_no_panic() {
 }
 
 fn wrong_counts(image: &MemoryDevice, rng: &mut StdRng) {
-    let roots = Superblock::read(image, MetadataBlock(0)).unwrap().metadata_space_map;
-    let raw = RawBlock::read(image, roots.bitmap_root).unwrap();
-    let place = MetadataIndex::verify(raw, roots.nr_blocks).unwrap().entries[0].bitmap;
+    let place = bitmap_place(image);
     let blocks = blocks_in_use(image);
     for trial in 0..600 {
         let mut bitmap = Bitmap::verify(RawBlock::read(image, place).unwrap()).unwrap();
