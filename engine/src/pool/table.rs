@@ -101,12 +101,12 @@ impl FromStr for PoolTable {
     fn from_str(text: &str) -> Result<Self> {
         let invalid = || PoolError::InvalidTable(text.to_owned());
         let mut words = text.split_ascii_whitespace();
-        // Rust would take a plus sign, which the kernel does not take here.
-        let parse =
-            |word: &str| word.parse::<u64>().ok().filter(|_| !word.starts_with('+')).ok_or_else(invalid);
-        let mut number = || words.next().map(parse).transpose();
-        let low_water_blocks = number()?.ok_or_else(invalid)?;
-        let count = number()?.unwrap_or(0);
+        let number = |word: &str| word.parse::<u64>().map_err(|_| invalid());
+        let low_water_blocks = words.next().map(number).transpose()?.ok_or_else(invalid)?;
+        // Rust takes a plus sign everywhere, the kernel not here.
+        let count = words
+            .next()
+            .map_or(Ok(0), |word| if word.starts_with('+') { Err(invalid()) } else { number(word) })?;
         // The kernel takes four at most, although there are five, and looks at no further words.
         let count = usize::try_from(count).ok().filter(|count| *count <= 4).ok_or_else(invalid)?;
         let names: Vec<&str> = words.take(count).collect();
