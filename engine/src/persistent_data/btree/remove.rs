@@ -65,28 +65,42 @@ fn remove_from_leaf<V: NodeValue, R: References<V>>(
             store.edit_node(block, |node| node.remove_entries(entry, removed.len()))?;
             return Ok((root, removed));
         }
-        if node.len() == 1 && block == root {
-            drop(node);
-            absorb_child::<V, R>(store, references, block)?;
-            continue;
-        }
-        let entry = node.lower_bound(first).unwrap_or(0);
         drop(node);
-        let child = shadow_child::<V, R>(store, references, block, entry)?;
-        let node = store.node::<V>(child)?;
-        if node.len() > least(&node) {
-            block = child;
-        } else {
-            drop(node);
-            fill::<V, R>(store, references, block, entry)?;
-            // Which child has the key now, and whether the root is left with one child, shows in the next round.
-            let node = store.node::<V>(block)?;
-            if node.len() > 1 || block != root {
-                block = child_at(&node, block, node.lower_bound(first).unwrap_or(0))?;
-            }
-        }
+        block = enter_spare::<V, R>(store, references, root, block, first)?;
     }
     Err(too_deep(block))
+}
+
+/// One step down towards a key, into a child that belongs to this tree alone and can spare an entry. The same block again when
+/// the root gave way to its only child.
+pub(super) fn enter_spare<V: NodeValue, R: References<V>>(
+    store: &mut MetadataStore,
+    references: &mut R,
+    root: MetadataBlock,
+    block: MetadataBlock,
+    key: u64,
+) -> Result<MetadataBlock> {
+    let node = store.node::<V>(block)?;
+    if node.len() == 1 && block == root {
+        drop(node);
+        absorb_child::<V, R>(store, references, block)?;
+        return Ok(block);
+    }
+    let entry = node.lower_bound(key).unwrap_or(0);
+    drop(node);
+    let child = shadow_child::<V, R>(store, references, block, entry)?;
+    let node = store.node::<V>(child)?;
+    if node.len() > least(&node) {
+        return Ok(child);
+    }
+    drop(node);
+    fill::<V, R>(store, references, block, entry)?;
+    // Which child has the key now, and whether the root is left with one child, shows only now.
+    let node = store.node::<V>(block)?;
+    if node.len() > 1 || block != root {
+        return child_at(&node, block, node.lower_bound(key).unwrap_or(0));
+    }
+    Ok(block)
 }
 
 /// The least number of entries of a node that is not a root.
@@ -95,7 +109,7 @@ pub(super) fn least(node: &Node) -> usize {
 }
 
 /// Replaces a root with a single child by that child's contents. The root keeps its block.
-pub(super) fn absorb_child<V: NodeValue, R: References<V>>(
+fn absorb_child<V: NodeValue, R: References<V>>(
     store: &mut MetadataStore,
     references: &mut R,
     root: MetadataBlock,
@@ -110,7 +124,7 @@ pub(super) fn absorb_child<V: NodeValue, R: References<V>>(
 }
 
 /// Gives the child at `entry`, which has the least number of entries, more of them: from a sibling, or by merging the two.
-pub(super) fn fill<V: NodeValue, R: References<V>>(
+fn fill<V: NodeValue, R: References<V>>(
     store: &mut MetadataStore,
     references: &mut R,
     parent: MetadataBlock,

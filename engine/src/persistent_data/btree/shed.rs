@@ -2,8 +2,8 @@
 
 use crate::format::{MetadataBlock, Node, NodeValue};
 
-use super::remove::{absorb_child, fill, least};
-use super::{MAX_LEVELS, References, child_at, delete_tree, key_at, shadow, shadow_child, too_deep};
+use super::remove::{enter_spare, least};
+use super::{MAX_LEVELS, References, child_at, delete_tree, key_at, shadow, too_deep};
 use crate::persistent_data::{MetadataStore, Result};
 
 /// Takes up to `max` leaves off, of a part of the tree that no other tree has; the new root and how many entries they had.
@@ -28,25 +28,8 @@ pub(crate) fn shed_leaves<V: NodeValue, R: References<V>>(
             drop(node);
             return Ok((root, take_leaves::<V, R>(store, references, block, entry, count)?));
         }
-        if node.len() == 1 && block == root {
-            drop(node);
-            absorb_child::<V, R>(store, references, block)?;
-            continue;
-        }
-        let entry = node.lower_bound(key).unwrap_or(0);
         drop(node);
-        let child = shadow_child::<V, R>(store, references, block, entry)?;
-        let node = store.node::<V>(child)?;
-        if node.len() > least(&node) {
-            block = child;
-        } else {
-            drop(node);
-            fill::<V, R>(store, references, block, entry)?;
-            let node = store.node::<V>(block)?;
-            if node.len() > 1 || block != root {
-                block = child_at(&node, block, node.lower_bound(key).unwrap_or(0))?;
-            }
-        }
+        block = enter_spare::<V, R>(store, references, root, block, key)?;
     }
     Err(too_deep(block))
 }
