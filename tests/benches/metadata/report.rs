@@ -76,19 +76,23 @@ pub(crate) fn surroundings(scratch: &Path, blocks: u64, runs: usize, new: Option
         kernel.trim(),
         load.split(' ').take(3).collect::<Vec<_>>().join(" ")
     ));
-    say(&format!("scratch space {} on {}", scratch.display(), said("stat", &["-f", "-c", "%T"], scratch)));
+    say(&format!(
+        "scratch space {} on {}",
+        scratch.display(),
+        said("stat", &["-f", "-c", "%T", &scratch.to_string_lossy()])
+    ));
     say(&format!("{blocks} blocks of 64 KiB mapped by each device, {runs} runs in turn"));
-    say(&format!("thin-provisioning-tools {}", said("thin_delta", &["--version"], Path::new("/dev/null"))));
+    say(&format!("thin-provisioning-tools {}", said("thin_delta", &["--version"])));
     if let Some(new) = new {
-        let version = said(&new.to_string_lossy(), &["thin_delta", "--version"], Path::new("/dev/null"));
+        let version = said(&new.to_string_lossy(), &["thin_delta", "--version"]);
         say(&format!("and {version} from {}", new.display()));
     }
     Ok(())
 }
 
 /// The first line that a command prints.
-fn said(program: &str, words: &[&str], path: &Path) -> String {
-    let output = Command::new(program).args(words).arg(path).output();
+fn said(program: &str, words: &[&str]) -> String {
+    let output = Command::new(program).args(words).output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     text.lines().next().unwrap_or("unknown").to_owned()
 }
