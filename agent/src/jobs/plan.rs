@@ -294,6 +294,32 @@ mod tests {
         }
     }
 
+    /// A block that was unmapped, then one that was written, both before the origin's end: the gaps behind both were named at
+    /// the first, and the second out of its place, which ended the backup.
+    #[test]
+    fn what_is_unmapped_over_an_origin_does_not_bring_later_gaps_forward() {
+        const BLOCK: u64 = 64 << 10;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("origin");
+        std::fs::write(&path, [7; 8 * BLOCK as usize]).unwrap();
+        let pool = pool(&dir.path().join("p"), BLOCK);
+        let volume = pool.create_volume_over("v", 8 * BLOCK, &path).unwrap();
+        for block in [1, 5] {
+            pool.write(&volume, block * BLOCK, &[1; BLOCK as usize]).unwrap();
+        }
+        let (mut transfers, _) = snapshot_and_walk(&pool, vec![due(&volume, None)], 64 << 10).unwrap();
+        let Transfer { candidate, point, .. } = transfers.pop().unwrap();
+        let before = reads(&pool, &volume);
+        let base = Base { repository: Uuid::nil(), volume: volume.uuid, generation: 1, root: [0; 32], point };
+        candidate.keep(base.clone()).unwrap();
+        pool.discard(&volume, BLOCK, BLOCK).unwrap();
+        pool.write(&volume, 5 * BLOCK, &[2; BLOCK as usize]).unwrap();
+        let (mut transfers, _) = snapshot_and_walk(&pool, vec![due(&volume, Some(base))], 64 << 10).unwrap();
+        let transfer = transfers.pop().unwrap();
+        assert!(transfer.due.base.is_some(), "{}", transfer.due.reason);
+        judge(transfer.changes, &before, &reads(&pool, &volume), 64 << 10);
+    }
+
     #[test]
     fn a_snapshot_that_nobody_takes_over_is_removed() {
         let dir = tempfile::tempdir().unwrap();

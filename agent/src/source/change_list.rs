@@ -232,6 +232,10 @@ pub fn list_changes(
             // Before that end the gaps have it.
             ChangeKind::Unmapped => (begin.max(origin_end), RunKind::Unmapped),
         };
+        if begin >= end.min(clip) {
+            // All of it is in gaps, whose turn comes: further changes may lie before the origin's end.
+            continue;
+        }
         while let Some(here) = gap.as_ref().filter(|gap| gap.start < begin) {
             writer.push(here.start, here.end, RunKind::Data)?;
             gap = gaps.next().transpose()?;
