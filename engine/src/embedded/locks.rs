@@ -17,7 +17,7 @@ pub(super) const LOCK: &str = "lock";
 /// Held until it is dropped.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _file: File,
+    file: File,
     /// Device and inode, or the number of a block device.
     identity: (u64, u64),
 }
@@ -47,7 +47,7 @@ impl Lock {
             }
         }
         let identity = if is_block_device { (0, metadata.rdev()) } else { (metadata.dev(), metadata.ino()) };
-        Ok(Self { _file: file, identity })
+        Ok(Self { file, identity })
     }
 
     /// Locks both devices of a pool.
@@ -61,6 +61,16 @@ impl Lock {
             return Err(EmbeddedError::SameDevice { path: data.to_owned() });
         }
         Ok([first, second])
+    }
+}
+
+impl Drop for Lock {
+    /// A process that is being spawned by another thread has a copy of the descriptor for a moment, and closing this one would
+    /// leave the lock to that copy.
+    fn drop(&mut self) {
+        if let Err(error) = self.file.unlock() {
+            tracing::warn!(%error, "a lock could not be given up");
+        }
     }
 }
 
@@ -85,6 +95,17 @@ mod tests {
         assert!(matches!(Lock::take(&path), Err(EmbeddedError::Busy { .. })));
         drop(first);
         Lock::take(&path).unwrap();
+    }
+
+    /// Seen as a pool that was `Busy` right after it was closed, while another thread started a process.
+    #[test]
+    fn a_lock_that_is_dropped_is_gone_whoever_has_a_copy_of_its_descriptor() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let lock = Lock::take(file.path()).unwrap();
+        let inherited = lock.file.try_clone().unwrap();
+        drop(lock);
+        Lock::take(file.path()).unwrap();
+        drop(inherited);
     }
 
     #[test]
