@@ -18,6 +18,8 @@ impl EmbeddedPool {
             _ => None,
         };
         if let Some(device) = deleted.filter(|&device| !self.is_registered(device)) {
+            // Only a message that the pool would take: a device that stays must keep its content.
+            self.inner.pool.check_messages().map_err(|source| EmbeddedError::Message { source })?;
             // The long part of deleting a large one, before the lock is taken that everybody needs. Whatever it cannot do
             // the message cannot either.
             let _ = self.inner.pool.shed(device);

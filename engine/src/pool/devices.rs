@@ -136,7 +136,7 @@ impl Pool {
     }
 
     /// Whether the kernel would take a message now.
-    pub(super) fn check_messages(&self) -> Result<()> {
+    pub(crate) fn check_messages(&self) -> Result<()> {
         let state = self.state.read();
         match state.mode {
             PoolMode::OutOfMetadataSpace => Err(PoolError::OutOfMetadataMode),
