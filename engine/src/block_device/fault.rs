@@ -307,6 +307,10 @@ impl<D: BlockDevice> BlockDevice for FaultDevice<D> {
         self.inner.is_hole(offset, len)
     }
 
+    fn can_discard(&self) -> bool {
+        self.inner.can_discard()
+    }
+
     fn resize(&self, size: u64) -> io::Result<()> {
         self.admit(IoKind::Resize)?;
         self.inner.resize(size)?;

@@ -2,9 +2,9 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, OFlags};
@@ -39,6 +39,8 @@ pub struct FileDevice {
     sector: Option<u64>,
     /// Held while a sector is read, changed in part, and written back.
     partial: Mutex<()>,
+    /// Discards give space back, as far as is known.
+    discards: AtomicBool,
 }
 
 impl FileDevice {
@@ -49,7 +51,12 @@ impl FileDevice {
     pub fn create(path: &Path, size: u64) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
         file.set_len(size)?;
-        Ok(Self { file, size: AtomicU64::new(size), sector: None, partial: Mutex::new(()) })
+        Ok(Self::new(file, size, None))
+    }
+
+    fn new(file: File, size: u64, sector: Option<u64>) -> Self {
+        let (size, discards) = (AtomicU64::new(size), AtomicBool::new(true));
+        Self { file, size, sector, partial: Mutex::new(()), discards }
     }
 
     /// Opens a regular file or a block device.
@@ -62,7 +69,7 @@ impl FileDevice {
         if file_type.is_file() {
             let file = OpenOptions::new().read(true).write(write).open(path)?;
             let size = file.metadata()?.len();
-            return Ok(Self { file, size: AtomicU64::new(size), sector: None, partial: Mutex::new(()) });
+            return Ok(Self::new(file, size, None));
         }
         if !file_type.is_block_device() {
             let message = format!("{} is neither a regular file nor a block device", path.display());
@@ -76,7 +83,9 @@ impl FileDevice {
             let message = format!("{}: unsupported logical block size {sector}", path.display());
             return Err(io::Error::new(io::ErrorKind::Unsupported, message));
         }
-        Ok(Self { file, size: AtomicU64::new(size), sector: Some(sector), partial: Mutex::new(()) })
+        let device = Self::new(file, size, Some(sector));
+        device.discards.store(device.queue_discards(), Ordering::Relaxed);
+        Ok(device)
     }
 
     /// Opens a file or a block device for reading around the page cache, where the file system can do that.
@@ -105,6 +114,18 @@ impl FileDevice {
             // Any other failure is for whoever wants those bytes.
             _ => Ok(direct),
         }
+    }
+
+    /// Whether a block device takes discards, by the limits of its queue; yes where these cannot be read.
+    fn queue_discards(&self) -> bool {
+        let Ok(metadata) = self.file.metadata() else { return true };
+        let (major, minor) = (rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
+        let device = format!("/sys/dev/block/{major}:{minor}");
+        // A partition has those of the device that it is on.
+        let limits =
+            [format!("{device}/queue/discard_max_bytes"), format!("{device}/../queue/discard_max_bytes")];
+        let limit = limits.iter().find_map(|path| std::fs::read_to_string(path).ok());
+        limit.is_none_or(|limit| limit.trim() != "0")
     }
 
     /// The open file, for locks on it.
@@ -247,9 +268,17 @@ impl BlockDevice for FileDevice {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match rustix::fs::fallocate(&self.file, flags, offset, len) {
             // A device or file system that cannot do it, or not at this alignment: a discard is a wish.
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS | rustix::io::Errno::INVAL) => Ok(()),
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
+                self.discards.store(false, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(rustix::io::Errno::INVAL) => Ok(()),
             other => Ok(other?),
         }
+    }
+
+    fn can_discard(&self) -> bool {
+        self.discards.load(Ordering::Relaxed)
     }
 
     fn is_hole(&self, offset: u64, len: u64) -> bool {
