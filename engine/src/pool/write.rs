@@ -198,12 +198,14 @@ impl Pool {
         let Piece { within, .. } = step.piece;
         let end = within + data.len() as u64;
         let place = step.target.0 * bytes;
-        let mut head = self.filling(target, step, origin, 0..within.min(FILL_BYTES))?;
-        if bytes <= FILL_BYTES && head.len() as u64 == within {
-            // In one go.
-            head.extend_from_slice(data);
-            head.extend(self.filling(target, step, origin, end..bytes)?);
-            return self.write_data(place, &head);
+        if bytes <= FILL_BYTES {
+            let mut block = self.filling(target, step, origin, 0..within)?;
+            if block.len() as u64 == within {
+                // In one go.
+                block.extend_from_slice(data);
+                block.extend(self.filling(target, step, origin, end..bytes)?);
+                return self.write_data(place, &block);
+            }
         }
         self.fill(target, step, origin, 0..within)?;
         self.write_data(place + within, data)?;
