@@ -80,7 +80,7 @@ impl Pool {
         if (sealed.is_some() || self.flushed.load(Ordering::Acquire) < written)
             && let Err(error) = self.flush_data()
         {
-            return Err(state().data_lost(sealed.is_some(), error));
+            return Err(state().data_lost(error));
         }
         let Some(sealed) = sealed else { return Ok(()) };
         let written = sealed.write();

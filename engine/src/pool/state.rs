@@ -277,9 +277,10 @@ impl State {
         Ok(())
     }
 
-    /// After a failed flush of the data: those that new mappings name may be gone, and a second flush would not tell.
-    pub(super) fn data_lost(&mut self, sealed: bool, error: PoolError) -> PoolError {
-        if (sealed || self.metadata.is_changed()) && !self.lost {
+    /// After a failed flush of the data: what was written since the last one may be gone, others' writes too, and a second
+    /// flush would not tell. So nobody may be told any more that something is durable.
+    pub(super) fn data_lost(&mut self, error: PoolError) -> PoolError {
+        if !self.lost {
             self.abort();
         }
         error

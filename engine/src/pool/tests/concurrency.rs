@@ -93,3 +93,25 @@ fn readers_never_see_a_foreign_block() {
     assert_eq!(pool.status().data_used, 0);
     check_all(&devices.metadata, true);
 }
+
+/// A failed flush takes the writes of everybody, and is reported once: another thread's commit, which found nothing left to
+/// flush, said that its write was durable.
+#[test]
+fn after_a_failed_flush_nobody_is_told_that_a_write_is_durable() {
+    let log = crate::FaultLog::new();
+    let metadata = std::sync::Arc::new(crate::MemoryDevice::new(1024 * 4096));
+    let data = crate::FaultDevice::new(crate::MemoryDevice::new(64 * BLOCK), 1, log.clone());
+    let block_size = crate::BlockSize::from_bytes(BLOCK).unwrap();
+    let pool = crate::Pool::format(metadata.clone(), std::sync::Arc::new(data), block_size).unwrap();
+    pool.create_thin(id(0)).unwrap();
+    pool.write(id(0), 0, &[1; 2 * 65_536]).unwrap();
+    pool.commit().unwrap();
+    // Both write in place; the first one's commit fails.
+    pool.write(id(0), 0, &[2; 512]).unwrap();
+    pool.write(id(0), BLOCK, &[3; 512]).unwrap();
+    log.inject(crate::Fault::new(&[crate::IoKind::Flush], 0, 1));
+    assert!(matches!(pool.commit(), Err(crate::PoolError::Io { action: "flush", .. })));
+    assert!(matches!(pool.commit(), Err(crate::PoolError::ReadOnlyMode { needs_check: true })));
+    assert_eq!(read(&pool, id(0), BLOCK + 600, 4), [1; 4]);
+    check_all(&metadata, true);
+}
