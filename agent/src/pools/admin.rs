@@ -6,7 +6,7 @@ use std::{
 };
 
 use thinbak_engine::{
-    Access, BlockDevice, BlockSize, FileDevice,
+    BlockDevice, BlockSize,
     check::{self, CheckReport},
     embedded::{CreateOptions, EmbeddedPool},
 };
@@ -20,7 +20,7 @@ use thinbak_proto::{
 
 use super::{
     PoolManager,
-    failure::{failed as engine_failed, of_check, while_doing},
+    failure::{failed as engine_failed, hint_at_agent, of_check, while_doing},
     info::info,
     place::{PoolSpec, check_name},
     settings, text,
@@ -214,27 +214,21 @@ pub(super) fn check(manager: &PoolManager, source: Option<Source>) -> Result<Che
     }
 }
 
+/// A pool that is not open stays closed: opening it may write.
 fn check_pool(manager: &PoolManager, spec: &str) -> Result<CheckPoolResponse, Failed> {
     let dir = manager.dir_of(spec)?;
-    match manager.open_dir(spec, &dir) {
-        Ok(pool) => check_open(spec, &pool).map(answer),
-        // Too damaged to be opened: its metadata alone can still be looked at.
-        Err(failed) if failed.kind == FailureKind::Damaged => {
-            let metadata = EmbeddedPool::metadata_of(&dir).map_err(engine_failed)?;
-            let Ok(device) = FileDevice::open(&metadata, Access::ReadOnly) else {
-                return Err(failed);
-            };
-            let report = check::check(Arc::new(device), None).map_err(of_check)?;
-            let mut answer = answer(report);
-            answer.damage.push(PoolDamage {
-                invariant: "N".to_owned(),
-                fatal: true,
-                description: failed.message,
-            });
-            Ok(answer)
-        }
-        Err(failed) => Err(failed),
+    if let Some(pool) = manager.opened(&dir) {
+        return check_open(spec, &pool).map(answer);
     }
+    let checked = EmbeddedPool::check(&dir).map_err(while_doing(|| format!("check pool {spec}")));
+    let (report, wrong) = checked.map_err(hint_at_agent)?;
+    let mut answer = answer(report);
+    answer.damage.extend(wrong.map(|wrong| PoolDamage {
+        invariant: "N".to_owned(),
+        fatal: true,
+        description: engine_failed(wrong).message,
+    }));
+    Ok(answer)
 }
 
 /// Checks the last commit. Its blocks stay as they are until the next one, so a report counts when none came in

@@ -62,3 +62,13 @@ pub(super) fn of_text(error: TextError) -> Failed {
 pub(super) fn of_check(error: CheckError) -> Failed {
     Failed::new(FailureKind::Damaged, error.to_string())
 }
+
+/// A pool that somebody has may be an agent's.
+pub(super) fn hint_at_agent(failed: Failed) -> Failed {
+    match (failed.kind, &failed.hint) {
+        (FailureKind::Busy, None) => {
+            failed.with_hint("if an agent has it, commands reach it there: --socket names its socket")
+        }
+        _ => failed,
+    }
+}

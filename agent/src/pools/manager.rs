@@ -12,7 +12,7 @@ use thinbak_proto::{Failed, FailureKind};
 use uuid::Uuid;
 
 use super::{
-    failure::while_doing,
+    failure::{hint_at_agent, while_doing},
     known::KnownPools,
     place::PoolSpec,
     running::{JobTable, VolumeLock, VolumeLocks},
@@ -93,18 +93,16 @@ impl PoolManager {
             }
             open.remove(&key);
         }
-        let pool = EmbeddedPool::open(&key).map_err(|error| {
-            let failed = while_doing(|| format!("open pool {spec}"))(error);
-            match (failed.kind, &failed.hint) {
-                (FailureKind::Busy, None) => {
-                    failed.with_hint("if an agent has it, commands reach it there: --socket names its socket")
-                }
-                _ => failed,
-            }
-        })?;
+        let opened = EmbeddedPool::open(&key).map_err(while_doing(|| format!("open pool {spec}")));
+        let pool = opened.map_err(hint_at_agent)?;
         let pool = Arc::new(pool);
         open.insert(key, Arc::clone(&pool));
         Ok(pool)
+    }
+
+    /// The pool at a place, if it is open.
+    pub(super) fn opened(&self, dir: &Path) -> Option<Arc<EmbeddedPool>> {
+        self.open.lock().get(&key(dir)).map(Arc::clone)
     }
 
     /// Closes a pool that nobody uses and opens it again with another table.

@@ -10,9 +10,9 @@ use parking_lot::Mutex;
 
 use super::description::{DESCRIPTION, Description};
 use super::locks::{LOCK, Lock};
-use super::{Books, EmbeddedError, EmbeddedPool, Inner, identity};
+use super::{Books, EmbeddedError, EmbeddedPool, ErrorClass, Inner, identity};
 use crate::block_device::{Access, BlockDevice, FileDevice};
-use crate::check::check;
+use crate::check::{CheckError, CheckReport, check};
 use crate::format::{DeviceId, MetadataBlock, Superblock};
 use crate::persistent_data::write_superblock;
 use crate::pool::{Pool, PoolError};
@@ -30,44 +30,36 @@ impl EmbeddedPool {
     /// damaged or not of one time with the pool, [`EmbeddedError::OtherMetadata`], [`EmbeddedError::OtherBlockSize`],
     /// [`EmbeddedError::DeviceMissing`]; what the pool says.
     pub fn open(dir: &Path) -> Result<Self, EmbeddedError> {
-        let dir = std::path::absolute(dir).map_err(EmbeddedError::io("find", dir))?;
-        if let Err(error) = fs::metadata(dir.join(DESCRIPTION))
-            && matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
-        {
-            return Err(EmbeddedError::NoPool { dir });
-        }
-        let lock = Lock::take(&dir.join(LOCK))?;
+        let (dir, lock) = take(dir)?;
         Self::open_locked(&dir, lock)
     }
 
-    /// Where the metadata of the pool in a directory are, without opening it.
+    /// Checks the pool in a directory that nobody has open, and writes nothing: its metadata, and whether they are
+    /// those that description and registry speak of. What is wrong with the latter is beside the report.
     ///
     /// # Errors
-    /// [`EmbeddedError::NoPool`], a description that cannot be read.
-    pub fn metadata_of(dir: &Path) -> Result<PathBuf, EmbeddedError> {
-        Ok(Description::read(dir)?.metadata_path(dir))
+    /// As [`open`](Self::open), but for damage, which is told.
+    pub fn check(dir: &Path) -> Result<(CheckReport, Option<EmbeddedError>), EmbeddedError> {
+        let (dir, _lock) = take(dir)?;
+        let (metadata, data_bytes, wrong): (Arc<dyn BlockDevice>, _, _) = match Parts::load(&dir) {
+            Ok(parts) => (parts.metadata.clone(), Some(parts.data.size_bytes()), None),
+            Err(error) if error.class() == ErrorClass::Damaged => {
+                let path = Description::read(&dir)?.metadata_path(&dir);
+                let device = FileDevice::open(&path, Access::ReadOnly);
+                (Arc::new(device.map_err(EmbeddedError::io("open", &path))?), None, Some(error))
+            }
+            Err(error) => return Err(error),
+        };
+        let attempt = |error: CheckError| std::io::Error::other(error);
+        let report =
+            check(metadata, data_bytes).map_err(attempt).map_err(EmbeddedError::io("check", &dir))?;
+        Ok((report, wrong))
     }
 
     pub(super) fn open_locked(dir: &Path, lock: Lock) -> Result<Self, EmbeddedError> {
-        let description = Description::read(dir)?;
-        let (metadata_path, data_path) = (description.metadata_path(dir), description.data_path(dir));
-        let mut locks = vec![lock];
-        locks.extend(Lock::take_devices(&metadata_path, &data_path)?);
-        let open = |path: &Path| -> Result<Arc<dyn BlockDevice>, EmbeddedError> {
-            match FileDevice::open(path, Access::ReadWrite) {
-                Ok(device) => Ok(Arc::new(device)),
-                Err(source) => Err(EmbeddedError::Io { attempt: "open", path: path.to_owned(), source }),
-            }
-        };
-        let (metadata, data) = (open(&metadata_path)?, open(&data_path)?);
-        let journal = dir.join(JOURNAL);
-        let (log, content) = FileLog::open(dir).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => EmbeddedError::Missing { path: journal },
-            _ => EmbeddedError::Io { attempt: "read", path: journal, source },
-        })?;
-        let mut registry = Registry::load(Box::new(log), &content, description.uuid)?;
+        let Parts { description, metadata, data, registry, unmarked, mut locks } = Parts::load(dir)?;
+        locks.push(lock);
         let table = description.table.0;
-        let unmarked = identity::check(&description, &mut registry, &metadata)?;
         let open = || {
             let opened = Pool::open_with(metadata.clone(), data.clone(), table);
             opened.map_err(EmbeddedError::pool("the pool could not be opened"))
@@ -113,6 +105,54 @@ impl EmbeddedPool {
         };
         inner.recover()?;
         Ok(Self { inner: Arc::new(inner) })
+    }
+}
+
+/// The directory of a pool, locked.
+fn take(dir: &Path) -> Result<(PathBuf, Lock), EmbeddedError> {
+    let dir = std::path::absolute(dir).map_err(EmbeddedError::io("find", dir))?;
+    if let Err(error) = fs::metadata(dir.join(DESCRIPTION))
+        && matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+    {
+        return Err(EmbeddedError::NoPool { dir });
+    }
+    let lock = Lock::take(&dir.join(LOCK))?;
+    Ok((dir, lock))
+}
+
+/// What a pool in a directory consists of, found to belong together. Nothing has been written.
+struct Parts {
+    description: Description,
+    metadata: Arc<dyn BlockDevice>,
+    data: Arc<dyn BlockDevice>,
+    registry: Registry,
+    /// The metadata lack the pool's uuid.
+    unmarked: bool,
+    /// Of the devices.
+    locks: Vec<Lock>,
+}
+
+impl Parts {
+    /// The caller has locked the directory.
+    fn load(dir: &Path) -> Result<Self, EmbeddedError> {
+        let description = Description::read(dir)?;
+        let (metadata_path, data_path) = (description.metadata_path(dir), description.data_path(dir));
+        let locks = Lock::take_devices(&metadata_path, &data_path)?.into();
+        let open = |path: &Path| -> Result<Arc<dyn BlockDevice>, EmbeddedError> {
+            match FileDevice::open(path, Access::ReadWrite) {
+                Ok(device) => Ok(Arc::new(device)),
+                Err(source) => Err(EmbeddedError::Io { attempt: "open", path: path.to_owned(), source }),
+            }
+        };
+        let (metadata, data) = (open(&metadata_path)?, open(&data_path)?);
+        let journal = dir.join(JOURNAL);
+        let (log, content) = FileLog::open(dir).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => EmbeddedError::Missing { path: journal },
+            _ => EmbeddedError::Io { attempt: "read", path: journal, source },
+        })?;
+        let mut registry = Registry::load(Box::new(log), &content, description.uuid)?;
+        let unmarked = identity::check(&description, &mut registry, &metadata)?;
+        Ok(Self { description, metadata, data, registry, unmarked, locks })
     }
 }
 

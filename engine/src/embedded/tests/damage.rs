@@ -195,3 +195,29 @@ fn a_pool_that_needs_a_check_and_is_damaged_stays_read_only() {
     let device = FileDevice::open(&metadata, Access::ReadWrite).unwrap();
     assert!(Superblock::read(&device, MetadataBlock(0)).unwrap().needs_check);
 }
+
+/// Opening such a pool clears up, takes the mark off and takes the larger metadata: a check alone does none of that.
+#[test]
+fn a_check_of_a_closed_pool_writes_nothing() {
+    let (_dir, pool) = pool();
+    let volume = pool.create_volume("v", 8 * BLOCK).unwrap();
+    pool.write(&volume, 0, &block(1)).unwrap();
+    pool.create_head(BLOCK, None).unwrap();
+    let (dir, metadata) = (pool.dir().to_owned(), pool.metadata_path());
+    assert!(matches!(EmbeddedPool::check(&dir), Err(EmbeddedError::Busy { .. })));
+    drop(pool);
+    let clean = content(&dir);
+    let (report, wrong) = EmbeddedPool::check(&dir).unwrap();
+    assert!(report.damage.is_empty() && wrong.is_none(), "{report:?} {wrong:?}");
+    assert_eq!((report.devices, content(&dir) == clean), (2, true));
+    mark(&metadata);
+    let file = fs::OpenOptions::new().write(true).open(&metadata).unwrap();
+    file.set_len(4 << 20).unwrap();
+    let before = content(&dir);
+    let (report, wrong) = EmbeddedPool::check(&dir).unwrap();
+    assert!(report.is_sound() && report.damage.len() == 1 && wrong.is_none(), "{report:?} {wrong:?}");
+    assert_eq!(content(&dir), before);
+    fs::remove_file(dir.join("registry")).unwrap();
+    let (report, wrong) = EmbeddedPool::check(&dir).unwrap();
+    assert!(report.is_sound() && matches!(wrong, Some(EmbeddedError::Missing { .. })), "{wrong:?}");
+}
