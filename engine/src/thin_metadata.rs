@@ -25,7 +25,7 @@ use std::sync::Arc;
 use crate::block_device::BlockDevice;
 use crate::format::{
     BLOCK_BYTES, BlockSize, DeviceDetails, DeviceId, MAX_METADATA_BLOCKS, MetadataBlock, MetadataError,
-    SpaceMapRoot, Superblock, SuperblockProblem,
+    Superblock, SuperblockProblem,
 };
 use crate::persistent_data::btree::{self, MappingRoots, Plain};
 use crate::persistent_data::{DataSpaceMap, MetadataStore, SealedTransaction};
@@ -78,21 +78,9 @@ impl ThinMetadata {
         let mut store = MetadataStore::format(device.clone(), nr_blocks)?;
         let mut data = DataSpaceMap::format(&mut store)?;
         let superblock = Superblock {
-            location: MetadataBlock(0),
-            needs_check: false,
-            other_flags: 0,
-            uuid: [0; 16],
-            time: 0,
-            transaction_id: 0,
-            held_root: None,
-            data_space_map: SpaceMapRoot::default(),
-            metadata_space_map: SpaceMapRoot::default(),
             mapping_root: btree::empty::<MetadataBlock>(&mut store)?,
             details_root: btree::empty::<DeviceDetails>(&mut store)?,
-            block_size,
-            metadata_nr_blocks: nr_blocks,
-            compat_flags: 0,
-            compat_ro_flags: 0,
+            ..Superblock::blank(block_size, nr_blocks)
         };
         data.extend(&mut store, data_blocks)?;
         let mut metadata = Self { device, store, data, superblock, devices: HashMap::new(), changed: true };

@@ -189,8 +189,7 @@ fn delta(
             ours(scratch, &["delta", "--changes", "--from", "2", "--to", "1"], image)?,
             ours(scratch, &["delta", "--from", "2", "--to", "1"], image)?,
         ],
-        old: peer("thin_delta", &words, image, None),
-        new: new.map(|path| peer("thin_delta", &words, image, Some(path))),
+        ..Rivals::of("thin_delta", &words, image, new)
     };
     let (ours, old, new) = rivals.measure(scratch, runs)?;
     let [changes, full] = ours.as_slice() else { return Ok(()) };
@@ -230,11 +229,7 @@ fn dump_and_check(
     report: &mut Report,
 ) -> Result<()> {
     for (words, tool) in [(&["dump"][..], "thin_dump"), (&["pool", "check"][..], "thin_check")] {
-        let rivals = Rivals {
-            ours: vec![ours(scratch, words, image)?],
-            old: peer(tool, &[], image, None),
-            new: new.map(|path| peer(tool, &[], image, Some(path))),
-        };
+        let rivals = Rivals { ours: vec![ours(scratch, words, image)?], ..Rivals::of(tool, &[], image, new) };
         let (ours, old, new) = rivals.measure(scratch, runs)?;
         // The newer one names what devices share once, so that its text is another.
         if tool == "thin_dump" {
@@ -254,6 +249,12 @@ fn dump_and_check(
 }
 
 impl Rivals {
+    /// The system's tool, and the newer one where there is one.
+    fn of(tool: &str, words: &[&str], image: &Path, new: Option<&Path>) -> Self {
+        let newer = new.map(|path| peer(tool, words, image, Some(path)));
+        Self { ours: Vec::new(), old: peer(tool, words, image, None), new: newer }
+    }
+
     /// Ours, the system's and the newer one.
     fn measure(self, scratch: &Scratch, runs: usize) -> Result<(Vec<Measured>, Measured, Option<Measured>)> {
         let count = self.ours.len();

@@ -194,10 +194,6 @@ impl MetadataImage {
         let data_space_map = self.write_data_space_map(file, &mut next, &mut counts)?;
         let metadata_space_map = write_metadata_space_map(file, &mut next, &mut counts)?;
         let live = Superblock {
-            location: MetadataBlock(0),
-            needs_check: false,
-            other_flags: 0,
-            uuid: [0; 16],
             time: 1,
             transaction_id: 2,
             held_root: held_root.map(MetadataBlock),
@@ -205,20 +201,10 @@ impl MetadataImage {
             metadata_space_map,
             mapping_root: MetadataBlock(devices),
             details_root: MetadataBlock(details),
-            block_size: BlockSize::from_bytes(64 * 1024)?,
-            metadata_nr_blocks: metadata_space_map.nr_blocks,
-            compat_flags: 0,
-            compat_ro_flags: 0,
+            ..Superblock::blank(BlockSize::from_bytes(64 * 1024)?, metadata_space_map.nr_blocks)
         };
         if let Some(held) = held_root {
-            let copy = Superblock {
-                location: MetadataBlock(held),
-                held_root: None,
-                data_space_map: SpaceMapRoot::default(),
-                metadata_space_map: SpaceMapRoot::default(),
-                ..live.clone()
-            };
-            file.put(held, &copy.encode())?;
+            file.put(held, &live.snapshot_at(MetadataBlock(held)).encode())?;
         }
         file.put(0, &live.encode())?;
         let bytes = metadata_space_map.nr_blocks * blocks::BLOCK_BYTES;

@@ -101,6 +101,40 @@ pub struct Superblock {
 }
 
 impl Superblock {
+    /// That of a pool that has nothing yet.
+    #[must_use]
+    pub fn blank(block_size: BlockSize, metadata_nr_blocks: u64) -> Self {
+        Self {
+            location: MetadataBlock(0),
+            needs_check: false,
+            other_flags: 0,
+            uuid: [0; 16],
+            time: 0,
+            transaction_id: 0,
+            held_root: None,
+            data_space_map: SpaceMapRoot::default(),
+            metadata_space_map: SpaceMapRoot::default(),
+            mapping_root: MetadataBlock(0),
+            details_root: MetadataBlock(0),
+            block_size,
+            metadata_nr_blocks,
+            compat_flags: 0,
+            compat_ro_flags: 0,
+        }
+    }
+
+    /// The copy of it that is a metadata snapshot: it says nothing of space maps, nor of itself.
+    #[must_use]
+    pub fn snapshot_at(&self, location: MetadataBlock) -> Self {
+        Self {
+            location,
+            held_root: None,
+            data_space_map: SpaceMapRoot::default(),
+            metadata_space_map: SpaceMapRoot::default(),
+            ..self.clone()
+        }
+    }
+
     /// Reads and verifies the superblock (location 0) or a copy of it.
     ///
     /// # Errors

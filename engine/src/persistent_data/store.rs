@@ -196,11 +196,13 @@ impl MetadataStore {
         Ok(block)
     }
 
-    /// Stores a copy of the superblock in a new block.
-    pub(crate) fn add_superblock(&mut self, superblock: &Superblock) -> Result<MetadataBlock> {
+    /// Stores a copy of the superblock in a new block, for which `copy` makes it.
+    pub(crate) fn add_superblock(
+        &mut self,
+        copy: impl FnOnce(MetadataBlock) -> Superblock,
+    ) -> Result<MetadataBlock> {
         let block = self.allocate()?;
-        let copy = Superblock { location: block, ..superblock.clone() };
-        self.put(block, Cached::Other(BlockKind::Superblock, copy.encode()))?;
+        self.put(block, Cached::Other(BlockKind::Superblock, copy(block).encode()))?;
         Ok(block)
     }
 

@@ -8,9 +8,7 @@ use rand::{Rng, SeedableRng};
 use super::btree::{self, Uncounted, delete_tree};
 use super::{DataSpaceMap, MetadataStore, RangeSet};
 use crate::MemoryDevice;
-use crate::format::{
-    BlockSize, DataBlock, DeviceDetails, MappedBlock, MetadataBlock, SpaceMapRoot, Superblock,
-};
+use crate::format::{BlockSize, DataBlock, DeviceDetails, MappedBlock, MetadataBlock, Superblock};
 
 fn seeded() -> StdRng {
     let seed = std::env::var("THINBAK_SEED").ok().and_then(|seed| seed.parse().ok());
@@ -33,21 +31,9 @@ impl Bed {
         let mut data = DataSpaceMap::format(&mut store).unwrap();
         data.extend(&mut store, data_blocks).unwrap();
         let superblock = Superblock {
-            location: MetadataBlock(0),
-            needs_check: false,
-            other_flags: 0,
-            uuid: [0; 16],
-            time: 0,
-            transaction_id: 0,
-            held_root: None,
-            data_space_map: SpaceMapRoot::default(),
-            metadata_space_map: SpaceMapRoot::default(),
             mapping_root: btree::empty::<MetadataBlock>(&mut store).unwrap(),
             details_root: btree::empty::<DeviceDetails>(&mut store).unwrap(),
-            block_size: BlockSize::from_bytes(65_536).unwrap(),
-            metadata_nr_blocks: metadata_blocks,
-            compat_flags: 0,
-            compat_ro_flags: 0,
+            ..Superblock::blank(BlockSize::from_bytes(65_536).unwrap(), metadata_blocks)
         };
         let mut bed = Self { device, store, data, superblock };
         bed.commit();

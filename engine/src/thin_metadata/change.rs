@@ -2,8 +2,7 @@
 //! transaction cannot go on.
 
 use crate::format::{
-    DataBlock, DeviceDetails, DeviceId, MappedBlock, MetadataBlock, MetadataError, SpaceMapRoot, Superblock,
-    VirtualBlock,
+    DataBlock, DeviceDetails, DeviceId, MappedBlock, MetadataBlock, MetadataError, Superblock, VirtualBlock,
 };
 use crate::persistent_data::RangeSet;
 use crate::persistent_data::btree::{self, MappingRoots, Plain, delete_tree};
@@ -185,15 +184,9 @@ impl ThinMetadata {
     /// Holds the trees as they are at this moment; the caller commits before and after.
     pub(crate) fn reserve_snapshot(&mut self) -> Result<()> {
         self.changed = true;
-        let copy = Superblock {
-            data_space_map: SpaceMapRoot::default(),
-            metadata_space_map: SpaceMapRoot::default(),
-            held_root: None,
-            ..self.superblock.clone()
-        };
-        let held = self.store.add_superblock(&copy)?;
-        self.store.inc(copy.mapping_root)?;
-        self.store.inc(copy.details_root)?;
+        let held = self.store.add_superblock(|location| self.superblock.snapshot_at(location))?;
+        self.store.inc(self.superblock.mapping_root)?;
+        self.store.inc(self.superblock.details_root)?;
         self.superblock.held_root = Some(held);
         // From here on the upper tree is shared.
         self.devices.values_mut().for_each(|device| device.unshared = false);

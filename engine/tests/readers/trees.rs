@@ -125,22 +125,11 @@ impl Forest {
 
     /// A view of all trees, and what it reads.
     pub(crate) fn view(&self) -> (MetadataView, Arc<Counted>) {
+        let blocks = self.blocks + 1;
         let superblock = Superblock {
-            location: MetadataBlock(0),
-            needs_check: false,
-            other_flags: 0,
-            uuid: [0; 16],
             time: 1,
-            transaction_id: 0,
-            held_root: None,
-            data_space_map: SpaceMapRoot::default(),
-            metadata_space_map: SpaceMapRoot { nr_blocks: self.blocks + 1, ..SpaceMapRoot::default() },
-            mapping_root: MetadataBlock(0),
-            details_root: MetadataBlock(0),
-            block_size: BlockSize::from_bytes(65536).unwrap(),
-            metadata_nr_blocks: self.blocks + 1,
-            compat_flags: 0,
-            compat_ro_flags: 0,
+            metadata_space_map: SpaceMapRoot { nr_blocks: blocks, ..SpaceMapRoot::default() },
+            ..Superblock::blank(BlockSize::from_bytes(65536).unwrap(), blocks)
         };
         let mut bytes = superblock.encode();
         self.seal(0, &mut bytes, BlockKind::Superblock);
