@@ -25,7 +25,7 @@ pub use self::bitmap::{Bitmap, ENTRIES_PER_BITMAP, RawCount};
 pub use self::checksum::{BlockKind, checksum};
 pub use self::device_details::{DeviceDetails, DeviceInfo};
 pub use self::error::{MetadataError, NodeProblem, SuperblockProblem};
-pub use self::index::{INDEX_SLOTS, IndexEntry, MAX_METADATA_BLOCKS, MetadataIndex};
+pub use self::index::{INDEX_SLOTS, IndexEntry, MAX_METADATA_BLOCKS, MetadataIndex, WARN_METADATA_BYTES};
 pub use self::mapping::{MAX_TIME, MappedBlock};
 pub use self::node::{Node, NodeValue, max_entries};
 pub(crate) use self::raw_block::seal;

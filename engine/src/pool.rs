@@ -48,7 +48,9 @@ use std::time::Instant;
 use parking_lot::{Mutex, RwLock};
 
 use crate::block_device::BlockDevice;
-use crate::format::{BLOCK_BYTES, BlockSize, DeviceId, DeviceInfo, MetadataBlock, RawBlock, Superblock};
+use crate::format::{
+    BLOCK_BYTES, BlockSize, DeviceId, DeviceInfo, MetadataBlock, RawBlock, Superblock, WARN_METADATA_BYTES,
+};
 use crate::thin_metadata::ThinMetadata;
 
 pub use self::error::PoolError;
@@ -66,8 +68,6 @@ type Result<T> = std::result::Result<T, PoolError>;
 
 /// The least metadata device: what the kernel's tools can work with, and enough for an empty pool.
 const LEAST_METADATA_BLOCKS: u64 = 32;
-/// Above this size of the metadata device the kernel warns that the excess is not used. What it uses ends below that.
-const WARN_METADATA_BYTES: u64 = 16 << 30;
 /// Mapping words have 40 bits for the data block.
 const MAX_DATA_BLOCKS: u64 = 1 << 40;
 /// A transaction that has taken this many metadata blocks is committed by the next write.

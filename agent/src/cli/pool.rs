@@ -21,10 +21,11 @@ use crate::{
 type Client = PoolsClient<BoxedChannel>;
 
 pub(super) async fn run(context: &Context, command: Pool) -> Result<(), Stop> {
-    if let Pool::Check { source } = command {
-        return check(context, source).await;
-    }
-    let agent = connect_agent(&context.settings).await?;
+    let agent = match &command {
+        // A file is read by this process, with its own rights.
+        Pool::Check { source: MetadataArg::Path(_) } => agent_in_process(&context.settings),
+        _ => connect_agent(&context.settings).await?,
+    };
     let outcome = call(context, agent.pools(), command).await;
     agent.close().await;
     outcome
@@ -42,7 +43,7 @@ async fn call(context: &Context, mut pools: Client, command: Pool) -> Result<(),
             let info = pools.pool_status(PoolRequest { pool }).await?.into_inner();
             show(context, &info)
         }
-        Pool::Check { source } => check(context, source).await,
+        Pool::Check { source } => check(context, pools, source).await,
         Pool::Resize { pool, size, metadata_size } => {
             let request = ResizePoolRequest {
                 pool,
@@ -204,16 +205,13 @@ fn show(context: &Context, pool: &PoolInfo) -> Result<(), Stop> {
     Ok(())
 }
 
-async fn check(context: &Context, source: MetadataArg) -> Result<(), Stop> {
+async fn check(context: &Context, mut pools: Client, source: MetadataArg) -> Result<(), Stop> {
     let (MetadataArg::Pool(pool) | MetadataArg::Path(pool)) = source.clone();
-    // A file is read by this process, with its own rights.
-    let (agent, source) = match source {
-        MetadataArg::Pool(pool) => (connect_agent(&context.settings).await?, Source::Pool(pool)),
-        MetadataArg::Path(path) => (agent_in_process(&context.settings), Source::MetadataPath(path)),
+    let source = match source {
+        MetadataArg::Pool(pool) => Source::Pool(pool),
+        MetadataArg::Path(path) => Source::MetadataPath(path),
     };
-    let report = agent.pools().check_pool(CheckPoolRequest { source: Some(source) }).await;
-    agent.close().await;
-    let report = report?.into_inner();
+    let report = pools.check_pool(CheckPoolRequest { source: Some(source) }).await?.into_inner();
     if context.output.is_json() {
         context.output.document(&json::check(&pool, &report))?;
     } else {

@@ -3,14 +3,11 @@
 use thinbak_engine::{
     PoolMode,
     embedded::{EmbeddedPool, Kind},
-    format::{BLOCK_BYTES, MAX_METADATA_BLOCKS},
+    format::{BLOCK_BYTES, MAX_METADATA_BLOCKS, WARN_METADATA_BYTES},
 };
 use thinbak_proto::{Failed, v1::PoolInfo};
 
 use super::{PoolManager, settings};
-
-/// Above this size of a metadata device the kernel warns that the excess is not used.
-const WARN_METADATA_BYTES: u64 = 16 << 30;
 
 /// Those that are open, for the agent's status.
 pub(crate) fn open_pool_infos(manager: &PoolManager) -> Vec<PoolInfo> {

@@ -14,6 +14,9 @@ pub const INDEX_SLOTS: usize = 255;
 /// The largest metadata: 255 bitmaps, 15.875 GiB.
 pub const MAX_METADATA_BLOCKS: u64 = INDEX_SLOTS as u64 * ENTRIES_PER_BITMAP;
 
+/// Above this size of a metadata device the kernel warns that the excess is not used. What it uses ends below that.
+pub const WARN_METADATA_BYTES: u64 = 16 << 30;
+
 const HEADER_BYTES: usize = 16;
 
 /// Where a bitmap is, and what is known about it.
