@@ -78,15 +78,25 @@ impl Batch {
     }
 
     fn read(&self, (first, last): (usize, usize), device: &dyn BlockDevice, scratch: &mut Scratch) {
+        let _finished = Finished(self);
         let wanted = self.blocks.get(first..=last).unwrap_or_default();
         let nodes = scratch.read(device, wanted);
         let mut progress = self.progress.lock();
         for (place, node) in progress.nodes.iter_mut().skip(first).zip(nodes) {
             *place = Some(node);
         }
+    }
+}
+
+/// Counts a run as read when it is dropped: a thread that panics leaves nobody waiting for it.
+struct Finished<'a>(&'a Batch);
+
+impl Drop for Finished<'_> {
+    fn drop(&mut self) {
+        let mut progress = self.0.progress.lock();
         progress.unfinished_runs -= 1;
         if progress.unfinished_runs == 0 {
-            self.done.notify_all();
+            self.0.done.notify_all();
         }
     }
 }
