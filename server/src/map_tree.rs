@@ -22,7 +22,7 @@ pub(crate) use edit::{Edit, EditError, Editor, FreshNode};
 use crate::store::{Kind, Store, StoreError};
 
 /// A stored tree.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Tree {
     /// Id of the root node.
     pub(crate) root: NodeId,

@@ -8,6 +8,7 @@
 //! | `packs/`, `index/` | the store |
 
 mod config;
+mod pins;
 mod sessions;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use uuid::Uuid;
 
 pub use config::InitOptions;
 use config::{FILE_NAME, RepositoryFile};
+pub(crate) use pins::{Pin, Pins};
 pub(crate) use sessions::SessionGuard;
 use sessions::Sessions;
 pub(crate) use volumes::{check_volume_name, selector_of};
@@ -173,6 +175,8 @@ pub struct Repository {
     pub(crate) store: Store,
     pub(crate) catalogue: Catalogue,
     pub(crate) sessions: Arc<Sessions>,
+    /// Trees that must not be collected.
+    pub(crate) pins: Arc<Pins>,
     /// Limits the threads that hash and decompress.
     pub(crate) processors: Arc<Semaphore>,
     /// Limits the memory taken by chunks on their way out.
@@ -238,6 +242,7 @@ impl Repository {
             store,
             catalogue,
             sessions: Arc::default(),
+            pins: Arc::default(),
             processors: Arc::new(Semaphore::new(processors)),
             readers: Arc::new(Semaphore::new(READERS)),
             marking: tokio::sync::Mutex::default(),

@@ -27,8 +27,18 @@ pub(super) enum Outcome {
 }
 
 pub(super) async fn commit(repository: &Repository, backup: Backup) -> Result<Outcome, Failed> {
-    let Backup { guard: _guard, begin, volume, geometry, parent, parent_tree, editor, mut totals, .. } =
-        backup;
+    let Backup {
+        guard: _guard,
+        pin: _pin,
+        begin,
+        volume,
+        geometry,
+        parent,
+        parent_tree,
+        editor,
+        mut totals,
+        ..
+    } = backup;
     let store = &repository.store;
     let (root, fresh) = editor.finish().await.map_err(|error| node_failed(&error))?;
     totals.stored_bytes += put_nodes(store, fresh).await?;

@@ -17,7 +17,7 @@ use crate::{
     catalogue::Selector,
     content::parse_id,
     map_tree::{EditError, Editor, FreshNode, NodeError, Tree},
-    repository::{Repository, SessionGuard, check_volume_name},
+    repository::{Pin, Repository, SessionGuard, check_volume_name},
     store::{Kind, NewRecord, PutOutcome, Store},
 };
 
@@ -65,6 +65,8 @@ pub(super) struct Backup {
     /// The parent's tree, size and mapped bytes.
     pub(super) parent: Option<v1::Generation>,
     pub(super) parent_tree: Option<Tree>,
+    /// Of the parent's tree: what this generation shares with it stays, though the parent be deleted.
+    pub(super) pin: Option<Pin>,
     pub(super) editor: Editor<Store>,
     next_chunk: u64,
     batches: u64,
@@ -217,8 +219,11 @@ impl Backup {
         let guard = repository.sessions.enter(volume, name)?;
         repository.catalogue.check_name(volume, name, begin.adopt).await?;
         let geometry = Geometry { chunk_bytes: repository.chunk_bytes(), size_bytes: begin.size_bytes };
+        let entrance = repository.pins.enter().await;
         let parent = parent_of(repository, volume, &begin).await?;
         let parent_tree = parent.as_ref().map(tree_of).transpose()?;
+        let pin = parent_tree.map(|tree| entrance.pin(tree));
+        drop(entrance);
         let editor = Editor::new(repository.store.clone(), parent_tree, geometry.chunks());
         let editor = editor.await.map_err(|error| node_failed(&error))?;
         let (next_chunk, batches, acknowledged_bytes, totals) = (0, 0, 0, Totals::default());
@@ -229,6 +234,7 @@ impl Backup {
             geometry,
             parent,
             parent_tree,
+            pin,
             editor,
             next_chunk,
             batches,

@@ -147,3 +147,21 @@ async fn a_session_ends_when_the_server_stops() {
     place.repository.close().await;
     assert_eq!(running.answer().await.unwrap_err().exit_code(), 11);
 }
+
+#[tokio::test]
+async fn a_session_pins_the_tree_that_it_builds_upon_until_it_ends() {
+    let place = Place::new().await;
+    let pins = &place.repository.pins;
+    let first = place.back_up(full(Uuid::new_v4(), "h/p/v", 200 * CHUNK), vec![new(7, 1)]).await.unwrap();
+    assert_eq!(pins.roots(), []);
+    let parent = super::super::tree_of(&first).unwrap();
+    let cut = place.begin(after(&first, 200 * CHUNK)).await.unwrap();
+    assert_eq!(pins.roots(), [parent]);
+    drop(cut);
+    assert_eq!(pins.roots(), []);
+    let mut whole = place.begin(after(&first, 200 * CHUNK)).await.unwrap();
+    whole.batch(vec![new(7, 2)]).await.unwrap();
+    assert_eq!(pins.roots(), [parent]);
+    whole.commit().await.unwrap();
+    assert_eq!(pins.roots(), []);
+}
