@@ -6,6 +6,7 @@ mod content;
 mod ingest;
 mod manifest;
 mod map_tree;
+mod marking;
 mod repository;
 mod service;
 pub mod store;

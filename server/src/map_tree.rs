@@ -19,7 +19,7 @@ use diff::Difference;
 pub(crate) use diff::TreeDiff;
 pub(crate) use edit::{Edit, EditError, Editor, FreshNode};
 
-use crate::store::{Kind, Store, StoreError};
+use crate::store::{Kind, Store, StoreError, StoredRecord};
 
 /// A stored tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -61,19 +61,37 @@ pub(crate) trait NodeSource {
 impl NodeSource for Store {
     async fn load(&self, id: NodeId) -> Result<MapNode, NodeError> {
         let record = self.get(*id.as_bytes()).await.map_err(|source| NodeError::Store { id, source })?;
-        let record = record.filter(|record| record.kind == Kind::MapNode).ok_or(NodeError::Missing(id))?;
-        if NodeId::of(&record.stored) != id {
-            return Err(NodeError::Mismatch(id));
-        }
-        MapNode::decode(&record.stored).map_err(|source| NodeError::Invalid { id, source })
+        node_of(id, record)
     }
+}
+
+/// The node in a record that was found by its id, which is recomputed.
+fn node_of(id: NodeId, record: Option<StoredRecord>) -> Result<MapNode, NodeError> {
+    let record = record.filter(|record| record.kind == Kind::MapNode).ok_or(NodeError::Missing(id))?;
+    if NodeId::of(&record.stored) != id {
+        return Err(NodeError::Mismatch(id));
+    }
+    MapNode::decode(&record.stored).map_err(|source| NodeError::Invalid { id, source })
+}
+
+/// The same, of a node that must stand at `level`.
+pub(crate) fn decode_node(
+    id: NodeId,
+    level: u32,
+    record: Option<StoredRecord>,
+) -> Result<MapNode, NodeError> {
+    let node = node_of(id, record)?;
+    of_level(id, level, node)
+}
+
+fn of_level(id: NodeId, expected: u32, node: MapNode) -> Result<MapNode, NodeError> {
+    let found = u32::from(node.level());
+    if found == expected { Ok(node) } else { Err(NodeError::Level { id, expected, found }) }
 }
 
 /// Loads a node and checks that it stands at the level it was found at.
 async fn load_at<S: NodeSource>(source: &S, id: NodeId, level: u32) -> Result<MapNode, NodeError> {
-    let node = source.load(id).await?;
-    let found = u32::from(node.level());
-    if found == level { Ok(node) } else { Err(NodeError::Level { id, expected: level, found }) }
+    of_level(id, level, source.load(id).await?)
 }
 
 /// A node of `level` all of whose slots say `entry`.

@@ -12,6 +12,7 @@ mod error;
 mod format;
 mod index;
 mod layout;
+mod marks;
 mod medium;
 mod pack;
 mod reader;
@@ -39,6 +40,8 @@ use uuid::Uuid;
 
 pub use error::{DamageReason, Problem, StoreError};
 pub use format::{MAX_PLAIN_LEN, MAX_STORED_GROWTH};
+pub(crate) use index::Location;
+pub(crate) use marks::RecordMarks;
 pub use reader::Records;
 pub use record::{Kind, NewRecord, StoredRecord};
 pub use shared::StoreStats;
@@ -126,13 +129,15 @@ impl Store {
     /// Which of `ids` are stored, in their order. A record of a pack that is known to be unreadable does
     /// not count, so that it is sent and stored again.
     pub async fn contains(&self, ids: Vec<[u8; 32]>) -> Result<Vec<bool>, StoreError> {
+        Ok(self.locate(ids).await?.into_iter().map(|found| found.is_some()).collect())
+    }
+
+    /// Where the records of `ids` are, in their order; `None` where [`contains`](Self::contains) says no.
+    pub(crate) async fn locate(&self, ids: Vec<[u8; 32]>) -> Result<Vec<Option<Location>>, StoreError> {
         let shared = self.inner.shared.clone();
         blocking(move || {
-            let located = shared.index.locate(&ids)?;
-            Ok(located
-                .into_iter()
-                .map(|found| found.is_some_and(|location| shared.reachable(&location)))
-                .collect())
+            let located = shared.index.locate(&ids)?.into_iter();
+            Ok(located.map(|found| found.filter(|location| shared.reachable(location))).collect())
         })
         .await
     }

@@ -47,7 +47,7 @@ pub(super) const PACK_TARGET_RECORDS: usize = 65_536;
 pub(super) const MAX_PACK_LEN: u64 = 1024 * 1024 * 1024;
 
 /// Version of the layout of index keys and values. Another one in the index means: make it anew.
-pub(super) const INDEX_VERSION: u8 = 1;
+pub(super) const INDEX_VERSION: u8 = 2;
 /// Key of the entry that says whose index this is.
 pub(super) const INDEX_OWNER_KEY: &[u8] = b"owner";
 /// First bytes of the key of a pack's mark; the pack number follows, big-endian.
@@ -55,7 +55,7 @@ pub(super) const INDEX_MARK_PREFIX: [u8; 4] = *b"pack";
 /// Length of the key of a pack's mark. No record's key has it: those have 32 bytes.
 pub(super) const INDEX_MARK_KEY_LEN: usize = 8;
 /// Length of a record's value in the index.
-pub(super) const INDEX_VALUE_LEN: usize = 17;
+pub(super) const INDEX_VALUE_LEN: usize = 21;
 /// Length of a pack's mark in the index.
 pub(super) const INDEX_MARK_LEN: usize = 9 + 4 * 20;
 

@@ -39,19 +39,27 @@ const PROBE_BYTES: usize = 4 * 1024 * 1024;
 
 /// Where a record lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Location {
-    pub(super) pack: u32,
-    pub(super) offset: u32,
-    pub(super) stored_len: u32,
-    pub(super) plain_len: u32,
-    pub(super) kind: Kind,
+pub(crate) struct Location {
+    /// Number of the pack.
+    pub(crate) pack: u32,
+    /// Of the record's header in the pack, in bytes.
+    pub(crate) offset: u32,
+    /// Place among the records of the pack, in the order of their offsets, from 0.
+    pub(crate) ordinal: u32,
+    /// Stored length in bytes.
+    pub(crate) stored_len: u32,
+    /// Plain length in bytes.
+    pub(crate) plain_len: u32,
+    /// What the record holds.
+    pub(crate) kind: Kind,
 }
 
 impl Location {
-    pub(super) fn of(pack: u32, entry: &PackEntry) -> Self {
+    pub(super) fn of(pack: u32, ordinal: u32, entry: &PackEntry) -> Self {
         Self {
             pack,
             offset: entry.offset,
+            ordinal,
             stored_len: entry.stored_len,
             plain_len: entry.plain_len,
             kind: entry.kind,
@@ -59,7 +67,7 @@ impl Location {
     }
 
     /// First byte after the record.
-    pub(super) fn end(&self) -> u64 {
+    pub(crate) fn end(&self) -> u64 {
         u64::from(self.offset) + record_len(self.stored_len)
     }
 
@@ -69,6 +77,7 @@ impl Location {
             .bytes(&[self.kind.code()])
             .bytes(&self.pack.to_le_bytes())
             .bytes(&self.offset.to_le_bytes())
+            .bytes(&self.ordinal.to_le_bytes())
             .bytes(&self.stored_len.to_le_bytes())
             .bytes(&self.plain_len.to_le_bytes());
         out
@@ -80,6 +89,7 @@ impl Location {
         let location = Self {
             pack: take.u32(),
             offset: take.u32(),
+            ordinal: take.u32(),
             stored_len: take.u32(),
             plain_len: take.u32(),
             kind,
@@ -320,13 +330,19 @@ impl Index {
         StoreError::IndexEntry { path: self.path.clone() }
     }
 
-    /// Adds the records of a pack and the pack's mark in one step.
-    pub(super) fn cover(&self, pack: u32, entries: &[PackEntry], mark: &Mark) -> Result<(), StoreError> {
+    /// Adds records of a pack, from the one that is number `first` on, and the pack's mark in one step.
+    pub(super) fn cover(
+        &self,
+        pack: u32,
+        first: usize,
+        entries: &[PackEntry],
+        mark: &Mark,
+    ) -> Result<(), StoreError> {
         let handle = self.handle()?;
         let write = || {
             let mut batch = handle.database.batch();
-            for entry in entries {
-                batch.insert(&handle.entries, entry.id, Location::of(pack, entry).encode());
+            for (ordinal, entry) in (u32::try_from(first).unwrap_or(u32::MAX)..).zip(entries) {
+                batch.insert(&handle.entries, entry.id, Location::of(pack, ordinal, entry).encode());
             }
             batch.insert(&handle.entries, mark_key(pack), mark.encode());
             batch.commit()

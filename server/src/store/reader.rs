@@ -20,8 +20,8 @@ const MAX_GAP: u64 = 32 * 1024;
 const MAX_RUN: u64 = 4 * 1024 * 1024;
 
 type Read = Option<Result<StoredRecord, StoreError>>;
-/// A pack, its number, and what is left of its entries.
-type Entries = (Arc<Pack>, u32, std::vec::IntoIter<PackEntry>);
+/// A pack, and what is left of its records: where each is, and its id.
+type Entries = (Arc<Pack>, std::vec::IntoIter<(Location, [u8; 32])>);
 
 /// A record wanted: where it is, and which of the ids asked for it.
 struct Wanted {
@@ -142,14 +142,18 @@ impl Records {
             return Ok(None);
         }
         let pack = self.shared.pack(number)?;
-        let mut entries = match pack.sealed_entries() {
+        let entries: Vec<PackEntry> = match pack.sealed_entries() {
             Ok(entries) => entries,
             // The pack being written, or one whose end is lost.
             Err(StoreError::Damaged { .. }) => pack.scan(mark.len.min(pack.len()?))?.entries,
             Err(error) => return Err(error),
         };
-        entries.retain(|entry| entry.kind == self.kind);
-        Ok(Some((pack, number, entries.into_iter())))
+        let records: Vec<_> = (0..)
+            .zip(entries)
+            .filter(|(_, entry)| entry.kind == self.kind)
+            .map(|(ordinal, entry)| (Location::of(number, ordinal, &entry), entry.id))
+            .collect();
+        Ok(Some((pack, records.into_iter())))
     }
 }
 
@@ -158,10 +162,10 @@ impl Iterator for Records {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            if let Some((pack, number, entries)) = &mut self.current
-                && let Some(entry) = entries.next()
+            if let Some((pack, records)) = &mut self.current
+                && let Some((location, id)) = records.next()
             {
-                return Some(pack.read_record(&Location::of(*number, &entry), &entry.id));
+                return Some(pack.read_record(&location, &id));
             }
             self.current = None;
             let number = self.packs.pop_front()?;

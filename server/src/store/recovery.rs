@@ -115,7 +115,7 @@ fn recover_pack(shared: &Shared, file: PackFile, mark: Option<Mark>) -> Result<(
             Mark::new(false, end, &entries)
         }
     };
-    shared.index.cover(file.number, &entries, &new_mark)?;
+    shared.index.cover(file.number, 0, &entries, &new_mark)?;
     if let Some(mark) = mark {
         shared.remove_pack(file.len, &mark);
     }

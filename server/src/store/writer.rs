@@ -272,7 +272,7 @@ impl Writer {
         self.shared.remove_pack(pack.len, &pack.mark);
         self.shared.add_pack(mark.len, &mark);
         let rest = pack.entries.get(pack.indexed..).unwrap_or_default();
-        if let Err(error) = self.shared.index.cover(pack.number, rest, &mark) {
+        if let Err(error) = self.shared.index.cover(pack.number, pack.indexed, rest, &mark) {
             tracing::warn!(pack = pack.number, %error, "the index does not know that a pack is sealed");
         }
     }
@@ -297,11 +297,11 @@ fn fitting(pack: &OpenPack, records: &[&Prepared]) -> usize {
 /// have forgotten the last batches, so all records of the pack are entered.
 fn cover(shared: &Shared, pack: &mut OpenPack) -> Result<(), StoreError> {
     let rest = pack.entries.get(pack.indexed..).unwrap_or_default();
-    let mut result = shared.index.cover(pack.number, rest, &pack.mark);
+    let mut result = shared.index.cover(pack.number, pack.indexed, rest, &pack.mark);
     if result.as_ref().is_err_and(is_poisoned) {
         pack.indexed = 0;
         shared.index.reopen()?;
-        result = shared.index.cover(pack.number, &pack.entries, &pack.mark);
+        result = shared.index.cover(pack.number, 0, &pack.entries, &pack.mark);
     }
     if result.is_ok() {
         pack.indexed = pack.entries.len();

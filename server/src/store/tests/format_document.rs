@@ -203,8 +203,14 @@ fn footer() {
 #[test]
 fn index_entries() {
     compare("Index key of a record", 32, &[0x22; 32], &[("id", vec![0x22; 32])]);
-    let location =
-        Location { pack: 0x0a0b_0c0d, offset: 16, stored_len: 5, plain_len: 6, kind: Kind::MapNode };
+    let location = Location {
+        pack: 0x0a0b_0c0d,
+        offset: 16,
+        ordinal: 7,
+        stored_len: 5,
+        plain_len: 6,
+        kind: Kind::MapNode,
+    };
     compare(
         "Index value of a record",
         INDEX_VALUE_LEN,
@@ -213,6 +219,7 @@ fn index_entries() {
             ("kind", vec![2]),
             ("pack number", vec![0x0d, 0x0c, 0x0b, 0x0a]),
             ("offset", vec![16, 0, 0, 0]),
+            ("ordinal", vec![7, 0, 0, 0]),
             ("stored length", vec![5, 0, 0, 0]),
             ("plain length", vec![6, 0, 0, 0]),
         ],
