@@ -110,7 +110,8 @@ impl Restore<'_> {
         .await?;
         let written = self.write_new(&pool, &head).await;
         let name = target.volume.clone();
-        let done = finish(&pool, &head, written, move |pool, head| pool.publish_head(head, &name)).await?;
+        let done =
+            finish(&pool, &head, written, move |pool, head| pool.publish_head(head, &name, &[])).await?;
         drop(lock);
         Ok(Done { mode: "new-volume", target: format!("{}/{}", target.pool, target.volume), ..done })
     }
