@@ -82,7 +82,7 @@ struct Restore<'a> {
 
 impl Restore<'_> {
     fn source(&self, against: Option<PoolVolume>) -> Result<GenerationSource, Failed> {
-        GenerationSource::new(self.connection.content(), self.generation, against)
+        GenerationSource::new(self.connection.content(), None, self.generation, against)
     }
 
     fn label(&self) -> String {
