@@ -1,11 +1,11 @@
 //! `thinbak generation diff`: the ranges that two generations say different things of.
 
-use thinbak_proto::{MapEntry, v1::Generation};
+use thinbak_proto::{Failed, FailureKind, MapEntry, v1::Generation};
 
 use super::{Context, stop::Stop};
 use crate::{
     output::{human, json},
-    repository_client::RepositoryConnection,
+    repository_client::{Held, RepositoryConnection},
     source::{MapRun, MapWalk},
 };
 
@@ -30,14 +30,17 @@ struct Range {
 pub(super) async fn run(
     context: &Context,
     connection: &RepositoryConnection,
-    from: &Generation,
-    to: &Generation,
+    from: &Held,
+    to: &Held,
 ) -> Result<(), Stop> {
-    let mut walk = MapWalk::difference(connection.content(), from, to)?;
-    let mut printer = Printer { context, from, to, ranges: 0, bytes: 0 };
+    let ([from_generation], [to_generation]) = (from.generations(), to.generations()) else {
+        return Err(Failed::new(FailureKind::Usage, "a difference is that of two generations").into());
+    };
+    let mut walk = MapWalk::difference(connection.content(), from_generation, to_generation)?;
+    let mut printer = Printer { context, from: from_generation, to: to_generation, ranges: 0, bytes: 0 };
     printer.begin()?;
     let mut pending: Option<Range> = None;
-    while let Some(runs) = walk.next().await? {
+    while let Some(runs) = from.during(to.during(walk.next())).await? {
         for MapRun { chunk, count, entry } in runs {
             let next = Range { begin: chunk, end: chunk + count, content: content(entry) };
             match &mut pending {
