@@ -8,6 +8,7 @@ mod manifest;
 mod map_tree;
 mod marking;
 mod repository;
+mod retention;
 mod service;
 pub mod store;
 mod verify;
