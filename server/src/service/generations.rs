@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     catalogue::{Entry, Selector},
     manifest::{Manifest, Tombstone},
-    repository::{Repository, now_ms},
+    repository::Repository,
     verify,
 };
 
@@ -67,7 +67,7 @@ impl GenerationService {
             let message = format!("cannot delete {shown}: it is the newest generation of its volume");
             return Err(Failed::new(FailureKind::Refused, message).with_hint("make a newer backup first"));
         }
-        let deleted_at_ms = now_ms();
+        let deleted_at_ms = self.0.now_ms();
         let (tombstone, record) = Tombstone::new(&generation, revision, deleted_at_ms).record();
         self.0.store.put(vec![record]).await?;
         if !self.0.catalogue.mark_deleted(&generation, deleted_at_ms, tombstone).await? {
