@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     catalogue::{Entry, GenerationKey},
     manifest::{Manifest, next_revision},
-    repository::{Repository, now_ms},
+    repository::Repository,
     retention::{self, Kept},
     verify,
 };
@@ -56,7 +56,7 @@ impl GenerationService {
     async fn delete(&self, request: v1::DeleteGenerationRequest) -> Result<v1::Generation, Failed> {
         let Entry { generation, .. } = self.0.generation(request.volume, request.selector).await?;
         let key = key_of(&generation)?;
-        let outcomes = retention::delete(&self.0, &[key], now_ms()).await?;
+        let outcomes = retention::delete(&self.0, &[key], self.0.now_ms()).await?;
         let shown = format!("{}:{}", generation.volume_name, generation.number);
         match outcomes.into_iter().next().map(|(_, outcome)| outcome) {
             Some(Ok(deleted)) => Ok(deleted),
@@ -82,7 +82,7 @@ impl GenerationService {
             return Ok(generation);
         }
         generation.protected = request.protected;
-        let revision = next_revision(revision, now_ms());
+        let revision = next_revision(revision, self.0.now_ms());
         let (manifest, record) = Manifest::new(&generation, revision).record();
         self.0.store.put(vec![record]).await?;
         if !self.0.catalogue.set_protected(&generation, revision, manifest).await? {
