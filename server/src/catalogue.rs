@@ -5,6 +5,7 @@
 //! storage; see the schema in the workspace's `migrations/`.
 
 mod deletion;
+mod quarantine;
 mod range;
 mod rows;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use thinbak_proto::{ManifestId, v1};
 use uuid::Uuid;
 
 pub(crate) use deletion::{Deletion, GenerationKey, Root};
+pub(crate) use quarantine::{QuarantineEntry, Unhealed};
 use rows::{generation_of, signed, unsigned};
 
 static MIGRATOR: Migrator = sqlx::migrate!("../migrations");

@@ -13,10 +13,11 @@ use quick_cache::sync::Cache;
 use uuid::Uuid;
 
 use super::{
-    error::{Problem, StoreError},
+    error::{DamageReason, Problem, StoreError},
     index::{Index, Location, Mark},
     medium::Medium,
     pack::Pack,
+    quarantine::{DamagedRecord, Quarantine, RecordPlace},
     record::Kind,
 };
 use crate::environment::Clock;
@@ -54,6 +55,7 @@ pub(super) struct Shared {
     pub(super) medium: Arc<dyn Medium>,
     pub(super) clock: Clock,
     pub(super) index: Index,
+    pub(super) quarantine: Quarantine,
     packs: Cache<u32, Arc<Pack>>,
     /// Packs of which only so many bytes can be read: 0 where none can.
     withdrawn: RwLock<HashMap<u32, u64>>,
@@ -63,12 +65,19 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(repository: Uuid, medium: Arc<dyn Medium>, index: Index, clock: Clock) -> Self {
+    pub(super) fn new(
+        repository: Uuid,
+        medium: Arc<dyn Medium>,
+        index: Index,
+        quarantine: Quarantine,
+        clock: Clock,
+    ) -> Self {
         Self {
             repository,
             medium,
             clock,
             index,
+            quarantine,
             packs: Cache::new(OPEN_PACKS),
             withdrawn: RwLock::default(),
             any_withdrawn: AtomicBool::new(false),
@@ -99,12 +108,50 @@ impl Shared {
         !known
     }
 
+    /// Whether any pack is missing, cut off or another one than its name says.
+    pub(super) fn any_withdrawn(&self) -> bool {
+        self.any_withdrawn.load(Ordering::Acquire)
+    }
+
     /// Whether a record can be there, as far as is known without reading it.
     pub(super) fn reachable(&self, location: &Location) -> bool {
+        if self.quarantine.contains(location.place()) {
+            return false;
+        }
         if !self.any_withdrawn.load(Ordering::Acquire) {
             return true;
         }
         self.withdrawn.read().get(&location.pack).is_none_or(|readable| location.end() <= *readable)
+    }
+
+    /// Quarantines a record that was read twice and is damaged. Anything but damage at that place is none of
+    /// its business: a pack that is missing as a whole is withdrawn, and where another record lies it is the index
+    /// that is wrong.
+    pub(super) fn stumbled(&self, location: &Location, id: &[u8; 32], error: &StoreError) {
+        match error {
+            StoreError::Damaged { reason: DamageReason::OtherRecord, .. } => self.index.condemn(),
+            StoreError::Damaged { .. } | StoreError::PackTruncated { .. } => {
+                let reason = error.to_string();
+                self.quarantine(DamagedRecord {
+                    place: location.place(),
+                    id: *id,
+                    kind: location.kind,
+                    reason,
+                });
+            }
+            _ => {}
+        }
+    }
+
+    /// Adds a record to the quarantine. False if it was there.
+    pub(super) fn quarantine(&self, damaged: DamagedRecord) -> bool {
+        let RecordPlace { pack, offset } = damaged.place;
+        let (kind, reason) = (damaged.kind, damaged.reason.clone());
+        let new = self.quarantine.add(damaged);
+        if new {
+            tracing::error!(pack, offset, ?kind, reason, "a damaged record is put into quarantine");
+        }
+        new
     }
 
     /// Notes and logs a problem.
