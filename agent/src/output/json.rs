@@ -6,7 +6,8 @@ use thinbak_proto::{
     Failed, FailureKind,
     v1::{
         AgentStatusResponse, CheckPoolResponse, Generation, JobStatus, JobSummary, MsnapInfo, PoolDiscards,
-        PoolInfo, PoolSettings, RunningJob, VerifyDamage, VerifySummary, VolumeInfo, VolumeKind,
+        PoolInfo, PoolSettings, RunningJob, VerifyDamage, VerifyPack, VerifyRecord, VerifySummary,
+        VolumeInfo, VolumeKind,
     },
 };
 
@@ -215,6 +216,31 @@ pub(crate) fn verify_damage(damage: &VerifyDamage) -> Value {
     })
 }
 
+pub(crate) fn damaged_record(record: &VerifyRecord) -> Value {
+    json!({
+        "message_type": "error",
+        "job": "verify",
+        "kind": "damaged_record",
+        "exit_code": 4,
+        "record_kind": super::human::record_kind(record.kind()),
+        "id": hex(&record.id),
+        "pack": record.pack,
+        "pack_offset_bytes": record.pack.map(|_| record.offset_bytes),
+        "message": record.reason,
+    })
+}
+
+pub(crate) fn damaged_pack(pack: &VerifyPack) -> Value {
+    json!({
+        "message_type": "error",
+        "job": "verify",
+        "kind": "damaged_pack",
+        "exit_code": 4,
+        "pack": pack.pack,
+        "message": pack.reason,
+    })
+}
+
 pub(crate) fn verify_summary(summary: &VerifySummary) -> Value {
     json!({
         "message_type": "summary",
@@ -225,6 +251,13 @@ pub(crate) fn verify_summary(summary: &VerifySummary) -> Value {
         "map_nodes_checked": summary.map_nodes_checked,
         "bytes_checked": summary.bytes_checked,
         "damaged": summary.damaged,
+        "damaged_records": summary.damaged_records,
+        "damaged_packs": summary.damaged_packs,
+        "damaged_generations": summary.damaged_generations,
+        "packs_checked": summary.packs_checked,
+        "packs_skipped": summary.packs_skipped,
+        "stored_bytes": summary.stored_bytes,
+        "lifted_records": summary.lifted_records,
         "seconds": summary.seconds,
     })
 }

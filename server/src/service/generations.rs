@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     catalogue::{Entry, GenerationKey},
+    ingest::tree_of,
     manifest::{Manifest, next_revision},
     repository::Repository,
     retention::{self, Kept},
@@ -104,6 +105,7 @@ fn key_of(generation: &v1::Generation) -> Result<GenerationKey, Failed> {
 
 #[tonic::async_trait]
 impl v1::repository_server::Repository for GenerationService {
+    type GetDamageStream = Pin<Box<dyn Stream<Item = Result<v1::DamagedRange, Status>> + Send>>;
     type VerifyStream = Pin<Box<dyn Stream<Item = Result<v1::VerifyEvent, Status>> + Send>>;
 
     async fn info(&self, _: Request<v1::InfoRequest>) -> Result<Response<v1::InfoResponse>, Status> {
@@ -163,5 +165,16 @@ impl v1::repository_server::Repository for GenerationService {
         let plan = verify::Plan::of(&self.0, request.into_inner()).await?;
         let events = verify::start(Arc::clone(&self.0), plan);
         Ok(Response::new(Box::pin(ReceiverStream::new(events))))
+    }
+    async fn get_damage(
+        &self,
+        request: Request<v1::GetDamageRequest>,
+    ) -> Result<Response<Self::GetDamageStream>, Status> {
+        let v1::GetDamageRequest { volume, selector } = request.into_inner();
+        let entrance = self.0.pins.enter().await;
+        let generation = self.0.generation(volume, selector).await?.generation;
+        let pin = entrance.pin(tree_of(&generation)?);
+        let ranges = verify::known(Arc::clone(&self.0), generation, pin);
+        Ok(Response::new(Box::pin(ReceiverStream::new(ranges))))
     }
 }
