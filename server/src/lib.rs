@@ -4,10 +4,12 @@
 mod catalogue;
 mod content;
 mod environment;
+mod health;
 mod ingest;
 mod manifest;
 mod map_tree;
 mod marking;
+mod metrics;
 mod repository;
 mod retention;
 mod service;
@@ -16,5 +18,6 @@ mod verify;
 
 pub use catalogue::CatalogueError;
 pub use environment::{Clock, Environment, Random};
+pub use metrics::serve_metrics;
 pub use repository::{InitOptions, Repository, RepositoryError};
 pub use service::{ServeError, routes, serve};

@@ -35,6 +35,7 @@ pub(crate) use volumes::{check_volume_name, selector_of};
 use crate::{
     catalogue::{Catalogue, CatalogueError},
     environment::Environment,
+    metrics::Metrics,
     store::{Store, StoreError},
 };
 
@@ -185,6 +186,8 @@ pub struct Repository {
     /// Held while a generation is deleted or its protection changed, so that the record and the catalogue
     /// say the same.
     pub(crate) marking: tokio::sync::Mutex<()>,
+    /// What was done since the repository was opened.
+    pub(crate) metrics: Metrics,
     stopping: watch::Sender<bool>,
     /// The last field: given back after the store has let go of its files.
     _lock: File,
@@ -253,6 +256,7 @@ impl Repository {
             processors: Arc::new(Semaphore::new(processors)),
             readers: Arc::new(Semaphore::new(READERS)),
             marking: tokio::sync::Mutex::default(),
+            metrics: Metrics::default(),
             stopping: watch::Sender::new(false),
             _lock: lock,
         }))

@@ -60,6 +60,8 @@ pub(super) struct Shared {
     any_withdrawn: AtomicBool,
     problems: Mutex<Vec<Problem>>,
     stats: Mutex<StoreStats>,
+    /// Why the last batch could not be stored, until one can.
+    pub(super) write_failure: Mutex<Option<StoreError>>,
 }
 
 impl Shared {
@@ -74,6 +76,7 @@ impl Shared {
             any_withdrawn: AtomicBool::new(false),
             problems: Mutex::default(),
             stats: Mutex::default(),
+            write_failure: Mutex::default(),
         }
     }
 
