@@ -433,3 +433,56 @@ fn an_interrupted_restore_leaves_nothing_and_can_be_run_again() -> Result<()> {
     }
     Ok(())
 }
+
+/// Waits until something is so, which it will be without our doing.
+fn until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+    let since = Instant::now();
+    while !is_so()? {
+        ensure!(since.elapsed() < Duration::from_secs(60), "waited in vain: {what}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_running_agent_takes_away_what_a_restore_that_failed_or_was_killed_has_begun() -> Result<()> {
+    let seed = seed()?;
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut world = World::with_chunks(Way::Network, 64 * 1024)?;
+    let moments = history(&world, seed)?;
+    Target::new(&world, BLOCK, &[])?;
+    let mut agent = world.thinbak.start(&["agent", "run"])?;
+    until("the agent answers", || Ok(world.thinbak.run(&["agent", "status"])?.code == 0))?;
+    for round in 0..rounds() {
+        let words = world.with_repository(&["restore", "p/v:all", "--to", "q64/copy"]);
+        let mut running = world.thinbak.start(&words)?;
+        std::thread::sleep(Duration::from_secs_f64(random.random_range(0.0..0.4)));
+        if round % 2 == 0 {
+            running.kill()?;
+        } else {
+            world.running.take().context("no server")?.kill()?;
+            running.wait()?;
+            world.start_server()?;
+        }
+        until("the job ends", || {
+            let status: Value =
+                serde_json::from_str(&world.thinbak.ok(&["--json", "agent", "status"])?.text())?;
+            Ok(status.get("jobs").and_then(Value::as_array).context("no jobs")?.is_empty())
+        })?;
+        // Also between two phases of a job, when it is not listed: the volume is locked for all of it.
+        until("the volume is free", || {
+            let code = world.on_repository(&["restore", "p/v:99", "--to", "q64/copy"])?.code;
+            ensure!(code == 10, "{code}");
+            Ok(world.on_repository(&["restore", "p/v:1", "--to", "q64/copy"])?.code != 11)
+        })?;
+        let volumes = world.thinbak.ok(&["volume", "list", "q64"])?.text();
+        let names: Vec<_> = volumes.split_whitespace().filter(|word| word.starts_with("copy")).collect();
+        ensure!(names.len() == 1 || names.len() == moments.len(), "{volumes}");
+        let devices = world.thinbak.ok(&["dump", "q64"])?.text().matches("<device ").count();
+        ensure!(devices == names.len(), "{devices} devices in the pool, {volumes}");
+        for name in names.iter().rev() {
+            world.thinbak.ok(&["volume", "remove", &format!("q64/{name}")])?;
+        }
+    }
+    agent.kill()?;
+    Ok(())
+}
