@@ -9,6 +9,9 @@ use super::{
 
 const LEN: usize = CHUNK as usize;
 
+/// Honest answers to what is answered.
+type Lie = fn(Vec<ChunkData>) -> Vec<ChunkData>;
+
 /// A chunk of this content that the forest serves.
 fn leaf(forest: &mut Forest, seed: u8) -> MapEntry {
     let plain = vec![seed; LEN];
@@ -66,7 +69,7 @@ async fn what_a_lying_server_sends_as_chunks_is_damage() {
     let mut forest = Forest::default();
     let entries = [(3, leaf(&mut forest, 1)), (4, leaf(&mut forest, 2))];
     let generation = forest.plant(10, &entries);
-    let lies: [(&str, fn(Vec<ChunkData>) -> Vec<ChunkData>); 12] = [
+    let lies: [(&str, Lie); 12] = [
         ("nothing", |_| Vec::new()),
         ("too few", |mut chunks| chunks.split_off(1)),
         ("one twice", |chunks| vec![chunks[0].clone(), chunks[0].clone()]),
