@@ -5,6 +5,7 @@
 //! storage; see the schema in the workspace's `migrations/`.
 
 mod deletion;
+mod listing;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -22,7 +23,8 @@ use sqlx::{
 use thinbak_proto::{ManifestId, v1};
 use uuid::Uuid;
 
-pub(crate) use deletion::{Deletion, GenerationKey, Root};
+pub(crate) use deletion::{Deleted, Deletion, GenerationKey, Root};
+pub(crate) use listing::{Filter, Position};
 use rows::{generation_of, signed, unsigned};
 
 static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
@@ -101,7 +103,7 @@ pub(crate) struct Totals {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Next {
     pub(crate) number: u64,
-    /// Creation time of the newest generation ever, 0 if none: the next one's is later.
+    /// Creation time of the newest generation, 0 if none.
     pub(crate) last_created_at_ms: u64,
 }
 
@@ -183,7 +185,8 @@ impl Catalogue {
     /// What the volume's next generation must carry.
     pub(crate) async fn next(&self, uuid: Uuid) -> Result<Next, CatalogueError> {
         let row = sqlx::query(
-            "SELECT next_number, coalesce((SELECT max(created_at_ms) FROM generations WHERE volume_uuid = uuid), 0) AS last
+            "SELECT next_number, coalesce((SELECT created_at_ms FROM generations WHERE volume_uuid = uuid
+                                           ORDER BY number DESC LIMIT 1), 0) AS last
              FROM volumes WHERE uuid = ?",
         )
         .bind(uuid.to_string())

@@ -15,4 +15,5 @@ mod verify;
 
 pub use catalogue::CatalogueError;
 pub use repository::{InitOptions, Repository, RepositoryError};
+pub use retention::{InvalidPattern, KeepsNothing, Pattern, Policy, RetentionRule};
 pub use service::{ServeError, routes, serve};

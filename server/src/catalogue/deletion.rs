@@ -208,7 +208,7 @@ impl Catalogue {
 }
 
 /// A moment to compare with; one that the catalogue cannot hold is later than all that it holds.
-fn moment(ms: u64) -> i64 {
+pub(super) fn moment(ms: u64) -> i64 {
     i64::try_from(ms).unwrap_or(i64::MAX)
 }
 
