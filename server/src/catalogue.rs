@@ -6,6 +6,7 @@
 
 mod deletion;
 mod listing;
+mod range;
 mod rows;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,6 @@
 //! Reading: the Content service, and what every reader of chunks does.
 
+mod hold;
 mod plain;
 
 use std::{collections::HashSet, sync::Arc};
@@ -35,6 +36,7 @@ type Answers<T> = std::pin::Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>
 impl v1::content_server::Content for ContentService {
     type GetNodesStream = Answers<v1::NodeData>;
     type GetChunksStream = Answers<v1::ChunkData>;
+    type HoldStream = Answers<v1::HoldEvent>;
 
     async fn get_nodes(
         &self,
@@ -53,6 +55,11 @@ impl v1::content_server::Content for ContentService {
         let ids = ids_of(request.into_inner().ids)?.into_iter().filter(|id| seen.insert(*id)).collect();
         let answers = answers(Arc::clone(&self.0), ids, read_group(self.0.chunk_bytes()), chunk_of);
         Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn hold(&self, request: Request<v1::HoldRequest>) -> Result<Response<Self::HoldStream>, Status> {
+        let events = hold::hold(&self.0, request.into_inner()).await?;
+        Ok(Response::new(Box::pin(events)))
     }
 }
 

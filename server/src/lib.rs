@@ -3,6 +3,7 @@
 
 mod catalogue;
 mod content;
+mod environment;
 mod ingest;
 mod manifest;
 mod map_tree;
@@ -14,6 +15,7 @@ pub mod store;
 mod verify;
 
 pub use catalogue::CatalogueError;
+pub use environment::{Clock, Environment, Random};
 pub use repository::{InitOptions, Repository, RepositoryError};
 pub use retention::{InvalidPattern, KeepsNothing, Pattern, Policy, RetentionRule};
 pub use service::{ServeError, routes, serve};

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     manifest::Manifest,
     map_tree::{self, NodeSource, Tree, TreeDiff},
-    repository::{Repository, now_ms},
+    repository::Repository,
     store::Store,
 };
 
@@ -59,7 +59,7 @@ pub(super) async fn commit(repository: &Repository, backup: Backup) -> Result<Ou
         volume_uuid: volume.to_string(),
         volume_name: begin.volume_name,
         number: next.number,
-        created_at_ms: created_at(now_ms(), next.last_created_at_ms),
+        created_at_ms: created_at(repository.now_ms(), next.last_created_at_ms),
         size_bytes: geometry.size_bytes,
         chunk_bytes: geometry.chunk_bytes,
         levels: levels_for(tree.chunks),

@@ -9,15 +9,27 @@
 use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::Mutex;
-use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore};
 
 use crate::map_tree::Tree;
 
-#[derive(Debug, Default)]
+/// Clients that hold generations at a time. Each may hold a thousand or so.
+const MAX_HOLDS: usize = 256;
+
+#[derive(Debug)]
 pub(crate) struct Pins {
     gate: RwLock<()>,
     /// How often each tree is pinned.
     pinned: Mutex<HashMap<Tree, usize>>,
+    /// Places for clients that hold generations.
+    pub(crate) holds: Arc<Semaphore>,
+}
+
+impl Default for Pins {
+    fn default() -> Self {
+        let holds = Arc::new(Semaphore::new(MAX_HOLDS));
+        Self { gate: RwLock::default(), pinned: Mutex::default(), holds }
+    }
 }
 
 /// The right to look up and pin. Held for as long as that takes, not for as long as the tree is used.

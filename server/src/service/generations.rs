@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     catalogue::{Deleted, Entry, Filter, GenerationKey, Position},
     manifest::{Manifest, next_revision},
-    repository::{Repository, now_ms},
+    repository::Repository,
     retention::{
         self, Kept,
         prune::{self, Prune},
@@ -49,7 +49,7 @@ impl GenerationService {
             None => None,
         };
         let grace_ms = self.0.catalogue.grace_ms().await?;
-        let deleted_after_ms = request.deleted.then(|| now_ms().saturating_sub(grace_ms));
+        let deleted_after_ms = request.deleted.then(|| self.0.now_ms().saturating_sub(grace_ms));
         let filter = Filter { volume, deleted_after_ms, newest: request.newest };
         let limit = match request.page_size {
             0 => PAGE,
@@ -77,13 +77,13 @@ impl GenerationService {
         let shown = format!("{shown}:{}", request.number);
         let volume = self.0.volume(request.volume).await?;
         let key = GenerationKey { volume, number: request.number };
-        retention::undelete(&self.0, key, &shown, now_ms()).await
+        retention::undelete(&self.0, key, &shown, self.0.now_ms()).await
     }
 
     async fn delete(&self, request: v1::DeleteGenerationRequest) -> Result<v1::Generation, Failed> {
         let Entry { generation, .. } = self.0.generation(request.volume, request.selector).await?;
         let key = key_of(&generation)?;
-        let outcomes = retention::delete(&self.0, &[key], now_ms()).await?;
+        let outcomes = retention::delete(&self.0, &[key], self.0.now_ms()).await?;
         let shown = format!("{}:{}", generation.volume_name, generation.number);
         match outcomes.into_iter().next().map(|(_, outcome)| outcome) {
             Some(Ok(deleted)) => Ok(deleted),
@@ -109,7 +109,7 @@ impl GenerationService {
             return Ok(generation);
         }
         generation.protected = request.protected;
-        let revision = next_revision(revision, now_ms());
+        let revision = next_revision(revision, self.0.now_ms());
         let (manifest, record) = Manifest::new(&generation, revision).record();
         self.0.store.put(vec![record]).await?;
         if !self.0.catalogue.set_protected(&generation, revision, manifest).await? {
@@ -208,7 +208,7 @@ impl v1::repository_server::Repository for GenerationService {
     }
 
     async fn prune(&self, request: Request<v1::PruneRequest>) -> Result<Response<Self::PruneStream>, Status> {
-        let prune = Prune::of(&self.0, request.into_inner(), now_ms(), TimeZone::system()).await?;
+        let prune = Prune::of(&self.0, request.into_inner(), self.0.now_ms(), TimeZone::system()).await?;
         let events = prune::start(Arc::clone(&self.0), prune);
         Ok(Response::new(Box::pin(ReceiverStream::new(events))))
     }

@@ -19,6 +19,7 @@ use super::{
     pack::Pack,
     record::Kind,
 };
+use crate::environment::Clock;
 
 /// Packs kept open for reading.
 const OPEN_PACKS: usize = 128;
@@ -51,6 +52,7 @@ pub struct StoreStats {
 pub(super) struct Shared {
     pub(super) repository: Uuid,
     pub(super) medium: Arc<dyn Medium>,
+    pub(super) clock: Clock,
     pub(super) index: Index,
     packs: Cache<u32, Arc<Pack>>,
     /// Packs of which only so many bytes can be read: 0 where none can.
@@ -61,10 +63,11 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(repository: Uuid, medium: Arc<dyn Medium>, index: Index) -> Self {
+    pub(super) fn new(repository: Uuid, medium: Arc<dyn Medium>, index: Index, clock: Clock) -> Self {
         Self {
             repository,
             medium,
+            clock,
             index,
             packs: Cache::new(OPEN_PACKS),
             withdrawn: RwLock::default(),
