@@ -85,6 +85,21 @@ pub(crate) enum Selector {
     AtOrBefore(u64),
 }
 
+impl Selector {
+    /// The statement that finds it; 1 is the volume's uuid, 2 the number or the time.
+    fn statement(self) -> String {
+        let which = match self {
+            Self::Number(_) => "AND g.number = ?2",
+            Self::Latest => "",
+            Self::AtOrBefore(_) => "AND g.created_at_ms <= ?2",
+        };
+        format!(
+            "{GENERATION_COLUMNS} WHERE g.volume_uuid = ?1 AND g.deleted_at_ms IS NULL {which}
+             ORDER BY g.number DESC LIMIT 1"
+        )
+    }
+}
+
 /// A generation and where its manifest is.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Entry {
@@ -110,6 +125,18 @@ pub(crate) struct Next {
 
 const GENERATION_COLUMNS: &str =
     "SELECT g.*, v.name FROM generations g JOIN volumes v ON v.uuid = g.volume_uuid";
+
+/// All volumes that have a generation.
+const VOLUMES: &str = "SELECT v.uuid, v.name, c.generations, g.number, g.created_at_ms, g.size_bytes
+             FROM volumes v
+             JOIN (SELECT volume_uuid, count(*) AS generations, max(number) AS latest
+                   FROM generations WHERE deleted_at_ms IS NULL GROUP BY volume_uuid) c ON c.volume_uuid = v.uuid
+             JOIN generations g ON g.volume_uuid = v.uuid AND g.number = c.latest
+             ORDER BY v.name";
+/// Counts and sums of each volume.
+const TOTALS: &str = "SELECT count(*), coalesce(sum(mapped_bytes / 512), 0),
+                    coalesce(sum(mapped_bytes % 512), 0)
+             FROM generations WHERE deleted_at_ms IS NULL GROUP BY volume_uuid";
 
 pub(crate) struct Catalogue {
     pool: SqlitePool,
@@ -227,16 +254,7 @@ impl Catalogue {
 
     /// All volumes that have a generation, by name.
     pub(crate) async fn volumes(&self) -> Result<Vec<v1::Volume>, CatalogueError> {
-        let rows = sqlx::query(
-            "SELECT v.uuid, v.name, c.generations, g.number, g.created_at_ms, g.size_bytes
-             FROM volumes v
-             JOIN (SELECT volume_uuid, count(*) AS generations, max(number) AS latest
-                   FROM generations WHERE deleted_at_ms IS NULL GROUP BY volume_uuid) c ON c.volume_uuid = v.uuid
-             JOIN generations g ON g.volume_uuid = v.uuid AND g.number = c.latest
-             ORDER BY v.name",
-        )
-        .fetch_all(&self.pool)
-        .await?;
+        let rows = sqlx::query(VOLUMES).fetch_all(&self.pool).await?;
         rows.iter().map(rows::volume_of).collect()
     }
 
@@ -263,21 +281,16 @@ impl Catalogue {
         volume: Uuid,
         which: Selector,
     ) -> Result<Option<Entry>, CatalogueError> {
-        let (number, before) = match which {
-            Selector::Number(number) => (Some(signed(number)?), None),
-            Selector::Latest => (None, None),
-            Selector::AtOrBefore(time) => (None, Some(i64::try_from(time).unwrap_or(i64::MAX))),
+        let value = match which {
+            Selector::Number(number) => Some(signed(number)?),
+            Selector::Latest => None,
+            Selector::AtOrBefore(time) => Some(i64::try_from(time).unwrap_or(i64::MAX)),
         };
-        let row = sqlx::query(sqlx::AssertSqlSafe(format!(
-            "{GENERATION_COLUMNS} WHERE g.deleted_at_ms IS NULL AND g.volume_uuid = ?1
-             AND (?2 IS NULL OR g.number = ?2) AND (?3 IS NULL OR g.created_at_ms <= ?3)
-             ORDER BY g.number DESC LIMIT 1"
-        )))
-        .bind(volume.to_string())
-        .bind(number)
-        .bind(before)
-        .fetch_optional(&self.pool)
-        .await?;
+        let row = sqlx::query(sqlx::AssertSqlSafe(which.statement()))
+            .bind(volume.to_string())
+            .bind(value)
+            .fetch_optional(&self.pool)
+            .await?;
         row.as_ref().map(generation_of).transpose()
     }
 
@@ -316,13 +329,7 @@ impl Catalogue {
     /// Counts over everything visible.
     pub(crate) async fn totals(&self) -> Result<Totals, CatalogueError> {
         // Summed here, for the sum of many large volumes need not fit in 63 bits.
-        let rows: Vec<(i64, i64, i64)> = sqlx::query_as(
-            "SELECT count(*), coalesce(sum(mapped_bytes / 512), 0),
-                    coalesce(sum(mapped_bytes % 512), 0)
-             FROM generations WHERE deleted_at_ms IS NULL GROUP BY volume_uuid",
-        )
-        .fetch_all(&self.pool)
-        .await?;
+        let rows: Vec<(i64, i64, i64)> = sqlx::query_as(TOTALS).fetch_all(&self.pool).await?;
         let mut totals = Totals { volumes: 0, generations: 0, mapped_bytes: 0 };
         for (generations, sectors, rest) in rows {
             totals.volumes += 1;

@@ -18,7 +18,7 @@ pub(crate) mod prune;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use delete::{Kept, delete, forget_expired, undelete};
+pub(crate) use delete::{Kept, delete, forget_expired, protect, undelete};
 pub use pattern::{InvalidPattern, Pattern};
 pub(crate) use plan::Candidate;
 pub use policy::{KeepsNothing, Policy, RetentionRule};

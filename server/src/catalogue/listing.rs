@@ -30,7 +30,7 @@ pub(crate) struct Filter {
 impl Filter {
     /// The statement for a page, with `place` as the place where it begins. The parameters: 1 the volume's uuid,
     /// 2 and 3 the name and number to go on after, 4 the moment, 5 and 6 the bounds of the count.
-    fn statement(self, place: &str) -> String {
+    pub(super) fn statement(self, place: &str) -> String {
         let state = match self.deleted_after_ms {
             None => "deleted_at_ms IS NULL",
             Some(_) => "deleted_at_ms IS NOT NULL AND deleted_at_ms > ?4",
@@ -123,9 +123,4 @@ impl Catalogue {
         };
         rows.iter().map(candidate).collect()
     }
-}
-
-#[cfg(test)]
-pub(super) fn statement(filter: Filter, place: &str) -> String {
-    filter.statement(place)
 }

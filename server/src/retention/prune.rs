@@ -27,6 +27,9 @@ use crate::{
 /// Events that wait for the client.
 const EVENTS: usize = 64;
 
+/// An event, or why there are no more.
+pub(crate) type Told = Result<v1::PruneEvent, Status>;
+
 /// Volumes that one policy is applied to.
 #[derive(Debug, PartialEq, Eq)]
 struct Scope {
@@ -107,23 +110,23 @@ async fn stored(repository: &Repository) -> Result<Vec<Scope>, Failed> {
     Ok(scopes)
 }
 
-/// Runs; the events end with the summary. Dropping the receiver ends the run after the step that it is in.
-pub(crate) fn start(
-    repository: Arc<Repository>,
-    prune: Prune,
-) -> mpsc::Receiver<Result<v1::PruneEvent, Status>> {
+/// Starts a run; the events end with the summary. Dropping the receiver ends the run after the step that it is in.
+pub(crate) fn start(repository: Arc<Repository>, prune: Prune) -> mpsc::Receiver<Told> {
     let (sender, receiver) = mpsc::channel(EVENTS);
-    tokio::spawn(async move {
-        let mut run = Run { sender, summary: v1::PruneSummary::default(), started: Instant::now() };
-        match run.all(&repository, &prune).await {
-            Ok(()) | Err(End::Gone) => {}
-            Err(End::Failed(failed)) => {
-                // A client that has gone needs no reason.
-                let _ = run.sender.send(Err(failed.into())).await;
-            }
-        }
-    });
+    tokio::spawn(run(repository, prune, sender));
     receiver
+}
+
+/// Runs to the end, or until nobody listens.
+pub(super) async fn run(repository: Arc<Repository>, prune: Prune, sender: mpsc::Sender<Told>) {
+    let mut run = Run { sender, summary: v1::PruneSummary::default(), started: Instant::now() };
+    match run.all(&repository, &prune).await {
+        Ok(()) | Err(End::Gone) => {}
+        Err(End::Failed(failed)) => {
+            // A client that has gone needs no reason.
+            let _ = run.sender.send(Err(failed.into())).await;
+        }
+    }
 }
 
 /// Why a run ends early.
@@ -146,7 +149,7 @@ impl From<crate::CatalogueError> for End {
 }
 
 struct Run {
-    sender: mpsc::Sender<Result<v1::PruneEvent, Status>>,
+    sender: mpsc::Sender<Told>,
     summary: v1::PruneSummary,
     started: Instant,
 }

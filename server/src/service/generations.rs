@@ -10,7 +10,6 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     catalogue::{Deleted, Entry, Filter, GenerationKey, Position},
-    manifest::{Manifest, next_revision},
     repository::Repository,
     retention::{
         self, Kept,
@@ -101,25 +100,14 @@ impl GenerationService {
         }
     }
 
-    /// Sets or takes off protection: a new revision of the manifest first, then what is visible.
     async fn protect(&self, request: v1::ProtectGenerationRequest) -> Result<v1::Generation, Failed> {
-        let _marking = self.0.marking.lock().await;
-        let Entry { mut generation, revision } = self.0.generation(request.volume, request.selector).await?;
-        if generation.protected == request.protected {
-            return Ok(generation);
-        }
-        generation.protected = request.protected;
-        let revision = next_revision(revision, self.0.now_ms());
-        let (manifest, record) = Manifest::new(&generation, revision).record();
-        self.0.store.put(vec![record]).await?;
-        if !self.0.catalogue.set_protected(&generation, revision, manifest).await? {
+        let Entry { generation, .. } = self.0.generation(request.volume, request.selector).await?;
+        let protected = request.protected;
+        let found = retention::protect(&self.0, key_of(&generation)?, protected, self.0.now_ms()).await?;
+        found.ok_or_else(|| {
             let shown = format!("{}:{}", generation.volume_name, generation.number);
-            return Err(Failed::new(
-                FailureKind::Busy,
-                format!("{shown} was changed while it was protected"),
-            ));
-        }
-        Ok(generation)
+            Failed::new(FailureKind::NotFound, format!("{shown} was deleted by somebody else"))
+        })
     }
 }
 
