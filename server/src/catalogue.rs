@@ -8,6 +8,7 @@ mod deletion;
 mod listing;
 mod range;
 mod rows;
+mod schedules;
 #[cfg(test)]
 mod tests;
 

@@ -2,6 +2,7 @@
 //! them. The same library is the embedded repository of a client.
 
 mod catalogue;
+pub mod config;
 mod content;
 mod environment;
 mod ingest;
@@ -10,6 +11,7 @@ mod map_tree;
 mod marking;
 mod repository;
 mod retention;
+pub mod schedule;
 mod service;
 pub mod store;
 mod verify;
