@@ -2,6 +2,7 @@
 //! them. The same library is the embedded repository of a client.
 
 mod catalogue;
+pub mod config;
 mod content;
 mod environment;
 mod health;
@@ -12,6 +13,7 @@ mod marking;
 mod metrics;
 mod repository;
 mod retention;
+pub mod schedule;
 mod service;
 pub mod store;
 mod verify;
@@ -20,4 +22,5 @@ pub use catalogue::CatalogueError;
 pub use environment::{Clock, Environment, Random};
 pub use metrics::serve_metrics;
 pub use repository::{InitOptions, Repository, RepositoryError};
+pub use retention::{InvalidPattern, KeepsNothing, Pattern, Policy, RetentionRule};
 pub use service::{ServeError, routes, serve};
