@@ -6,6 +6,7 @@ mod format_document;
 mod memory_medium;
 mod model;
 mod puts;
+mod sweep;
 
 use std::{path::Path, sync::Arc};
 
