@@ -3,15 +3,18 @@
 
 mod catalogue;
 mod content;
+mod environment;
 mod ingest;
 mod manifest;
 mod map_tree;
 mod marking;
 mod repository;
+mod retention;
 mod service;
 pub mod store;
 mod verify;
 
 pub use catalogue::CatalogueError;
+pub use environment::{Clock, Environment, Random};
 pub use repository::{InitOptions, Repository, RepositoryError};
 pub use service::{ServeError, routes, serve};

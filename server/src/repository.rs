@@ -19,7 +19,6 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use thinbak_proto::{Failed, FailureKind};
@@ -35,6 +34,7 @@ pub(crate) use volumes::{check_volume_name, selector_of};
 
 use crate::{
     catalogue::{Catalogue, CatalogueError},
+    environment::Environment,
     store::{Store, StoreError},
 };
 
@@ -171,6 +171,7 @@ impl From<StoreError> for Failed {
 /// An open repository. One process has it open at a time, and in it any number of clients.
 pub struct Repository {
     dir: PathBuf,
+    environment: Environment,
     file: RepositoryFile,
     pub(crate) store: Store,
     pub(crate) catalogue: Catalogue,
@@ -217,6 +218,11 @@ impl Repository {
 
     /// Opens the repository in `dir`.
     pub async fn open(dir: &Path) -> Result<Arc<Self>, RepositoryError> {
+        Self::open_in(dir, Environment::system()).await
+    }
+
+    /// Opens the repository in `dir`, which then lives by the clock, the randomness and the packs of `environment`.
+    pub async fn open_in(dir: &Path, environment: Environment) -> Result<Arc<Self>, RepositoryError> {
         let file = RepositoryFile::read(dir)?;
         let path = dir.join(LOCK_NAME);
         let lock = File::options().read(true).write(true).create(true).truncate(false).open(&path);
@@ -226,8 +232,8 @@ impl Repository {
             TryLockError::Error(source) => RepositoryError::Io { attempt: "lock", path, source },
         })?;
         let catalogue = Catalogue::open(&dir.join(CATALOGUE_NAME)).await?;
-        let (store_dir, uuid) = (dir.to_path_buf(), file.uuid);
-        let store = tokio::task::spawn_blocking(move || Store::open(&store_dir, uuid));
+        let (store_dir, uuid, outside) = (dir.to_path_buf(), file.uuid, environment.clone());
+        let store = tokio::task::spawn_blocking(move || Store::open_in(&store_dir, uuid, &outside));
         let store = store
             .await
             .map_err(io::Error::other)
@@ -238,6 +244,7 @@ impl Repository {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Arc::new(Self {
             dir: dir.into(),
+            environment,
             file,
             store,
             catalogue,
@@ -269,6 +276,16 @@ impl Repository {
         self.stopping.subscribe()
     }
 
+    /// Unix time in milliseconds, by the clock of the repository's environment.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.environment.clock.now_ms()
+    }
+
+    /// 64 random bits of the repository's environment.
+    pub(crate) fn draw(&self) -> u64 {
+        self.environment.random.draw()
+    }
+
     /// The directory.
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -288,10 +305,4 @@ impl Repository {
     pub fn format_version(&self) -> u32 {
         self.file.format_version
     }
-}
-
-/// Unix time in milliseconds.
-pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -14,6 +14,8 @@ mod index;
 mod layout;
 mod marks;
 mod medium;
+#[cfg(any(test, fuzzing, feature = "testing"))]
+pub(crate) mod memory_medium;
 mod pack;
 mod reader;
 mod record;
@@ -44,6 +46,7 @@ pub use error::{DamageReason, Problem, StoreError};
 pub use format::{MAX_PLAIN_LEN, MAX_STORED_GROWTH};
 pub(crate) use index::Location;
 pub(crate) use marks::RecordMarks;
+pub(crate) use medium::{DirectoryMedium, Medium};
 pub use reader::Records;
 pub use record::{Kind, NewRecord, StoredRecord};
 pub use shared::StoreStats;
@@ -52,9 +55,9 @@ pub(crate) use touched::Claim;
 pub use writer::PutOutcome;
 pub(crate) use writer::Removal;
 
+use crate::environment::Environment;
 use format::{INDEX_DIR, INDEX_REBUILD_MARK, PACKS_DIR};
 use index::Index;
-use medium::{DirectoryMedium, Medium};
 use record::RecordHeader;
 use shared::Shared;
 use writer::{Prepared, QUEUE_LEN, Request, Writer};
@@ -99,14 +102,20 @@ impl Store {
     /// A damaged, missing or foreign pack is no error here but one of the [`problems`](Self::problems).
     /// The caller sees to it that a repository is opened once at a time.
     pub fn open(dir: &Path, repository: Uuid) -> Result<Self, StoreError> {
-        Self::open_on(dir, repository, Arc::new(DirectoryMedium::new(dir.join(PACKS_DIR))))
+        Self::open_in(dir, repository, &Environment::system())
     }
 
-    fn open_on(dir: &Path, repository: Uuid, medium: Arc<dyn Medium>) -> Result<Self, StoreError> {
+    /// The same with the clock and the packs of `environment`.
+    pub(crate) fn open_in(
+        dir: &Path,
+        repository: Uuid,
+        environment: &Environment,
+    ) -> Result<Self, StoreError> {
+        let medium = environment.medium(&dir.join(PACKS_DIR));
         // First, so that a folder that is no store is left as it is.
         let files = medium.list().map_err(|source| StoreError::io("listing packs", medium.path(), source))?;
         let index = Index::open(dir.join(INDEX_DIR), dir.join(INDEX_REBUILD_MARK), repository)?;
-        let shared = Arc::new(Shared::new(repository, medium, index));
+        let shared = Arc::new(Shared::new(repository, medium, index, environment.clock.clone()));
         let next_number = recovery::recover(&shared, &files)?;
         let (queue, requests) = mpsc::channel(QUEUE_LEN);
         let writer = Writer::new(shared.clone(), next_number);

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     manifest::Manifest,
     map_tree::{self, NodeSource, Tree, TreeDiff},
-    repository::{Repository, now_ms},
+    repository::Repository,
     store::Store,
 };
 
@@ -56,7 +56,7 @@ pub(super) async fn commit(repository: &Repository, backup: Backup) -> Result<Ou
         volume_uuid: volume.to_string(),
         volume_name: begin.volume_name,
         number: next.number,
-        created_at_ms: now_ms().max(next.last_created_at_ms.saturating_add(1)),
+        created_at_ms: repository.now_ms().max(next.last_created_at_ms.saturating_add(1)),
         size_bytes: geometry.size_bytes,
         chunk_bytes: geometry.chunk_bytes,
         levels: levels_for(tree.chunks),

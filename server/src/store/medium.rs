@@ -15,9 +15,9 @@ const RESERVE_DIVISOR: u64 = 16;
 
 /// A pack by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct PackFile {
-    pub(super) number: u32,
-    pub(super) len: u64,
+pub(crate) struct PackFile {
+    pub(crate) number: u32,
+    pub(crate) len: u64,
 }
 
 /// A place for packs.
@@ -25,7 +25,7 @@ pub(super) struct PackFile {
 /// Contract: a name is durable when `create` returns, its end when `remove` does, content when `sync` does;
 /// nothing else is. After an error of `append` the file may have become longer by any part of it; after an
 /// error of `sync` nothing is known about anything appended since the last one that succeeded.
-pub(super) trait Medium: Send + Sync + 'static {
+pub(crate) trait Medium: Send + Sync + 'static {
     /// For messages.
     fn path(&self) -> &Path;
     /// All packs in ascending order of their numbers.
@@ -44,7 +44,7 @@ pub(super) trait Medium: Send + Sync + 'static {
 }
 
 /// A pack being written.
-pub(super) trait PackWrite: Send {
+pub(crate) trait PackWrite: Send {
     /// Writes all of it at the end.
     fn append(&mut self, slices: &mut [IoSlice<'_>]) -> io::Result<()>;
     /// Makes everything appended durable, and the length.
@@ -54,7 +54,7 @@ pub(super) trait PackWrite: Send {
 }
 
 /// A pack being read.
-pub(super) trait PackRead: Send + Sync {
+pub(crate) trait PackRead: Send + Sync {
     /// Fills `buf` from `offset`; `UnexpectedEof` past the end.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
     /// Length now, in bytes.
@@ -63,12 +63,12 @@ pub(super) trait PackRead: Send + Sync {
 
 /// Packs as files in a directory.
 #[derive(Debug)]
-pub(super) struct DirectoryMedium {
+pub(crate) struct DirectoryMedium {
     root: PathBuf,
 }
 
 impl DirectoryMedium {
-    pub(super) fn new(root: PathBuf) -> Self {
+    pub(crate) fn new(root: PathBuf) -> Self {
         Self { root }
     }
 }

@@ -14,6 +14,7 @@ use super::{
     record::Kind,
     touched::Touched,
 };
+use crate::environment::Clock;
 
 /// Packs kept open for reading.
 const OPEN_PACKS: usize = 128;
@@ -46,6 +47,7 @@ pub struct StoreStats {
 pub(super) struct Shared {
     pub(super) repository: Uuid,
     pub(super) medium: Arc<dyn Medium>,
+    pub(super) clock: Clock,
     pub(super) index: Index,
     packs: Cache<u32, Arc<Pack>>,
     /// The packs that are there, and how many bytes of each can be read. An entry of the index that points into another one
@@ -57,10 +59,11 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(repository: Uuid, medium: Arc<dyn Medium>, index: Index) -> Self {
+    pub(super) fn new(repository: Uuid, medium: Arc<dyn Medium>, index: Index, clock: Clock) -> Self {
         Self {
             repository,
             medium,
+            clock,
             index,
             packs: Cache::new(OPEN_PACKS),
             known: RwLock::default(),

@@ -11,12 +11,7 @@
 
 mod sweep;
 
-use std::{
-    collections::HashSet,
-    io::IoSlice,
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{collections::HashSet, io::IoSlice, sync::Arc};
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
@@ -256,9 +251,7 @@ impl Writer {
     /// Makes a new pack. Its header becomes durable with its first records.
     fn start_pack(&mut self) -> Result<OpenPack, StoreError> {
         let number = self.next_number.ok_or(StoreError::NoPackNumbers)?;
-        let created_at_ms = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+        let created_at_ms = self.shared.clock.now_ms();
         let header =
             PackHeader { version: PACK_VERSION, number, repository: self.shared.repository, created_at_ms };
         // A number is used once even if making the pack fails half-way.

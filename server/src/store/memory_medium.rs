@@ -11,7 +11,7 @@ use std::{
 use parking_lot::Mutex;
 use rand::{Rng as _, rngs::StdRng};
 
-use crate::store::medium::{Medium, PackFile, PackRead, PackWrite};
+use super::medium::{Medium, PackFile, PackRead, PackWrite};
 
 #[derive(Default)]
 struct MemoryFile {
@@ -44,32 +44,32 @@ impl State {
 }
 
 #[derive(Default)]
-pub(super) struct MemoryMedium {
+pub(crate) struct MemoryMedium {
     state: Arc<Mutex<State>>,
 }
 
 impl MemoryMedium {
-    pub(super) fn fail(&self, operations: std::ops::Range<u64>) {
+    pub(crate) fn fail(&self, operations: std::ops::Range<u64>) {
         self.state.lock().failing = operations;
     }
 
-    pub(super) fn operations(&self) -> u64 {
+    pub(crate) fn operations(&self) -> u64 {
         self.state.lock().operations
     }
 
-    pub(super) fn set_available(&self, bytes: Option<u64>) {
+    pub(crate) fn set_available(&self, bytes: Option<u64>) {
         self.state.lock().available = bytes;
     }
 
-    pub(super) fn contents(&self, number: u32) -> Vec<u8> {
+    pub(crate) fn contents(&self, number: u32) -> Vec<u8> {
         self.state.lock().files.get(&number).unwrap().lock().data.clone()
     }
 
-    pub(super) fn numbers(&self) -> Vec<u32> {
+    pub(crate) fn numbers(&self) -> Vec<u32> {
         self.state.lock().files.keys().copied().collect()
     }
 
-    pub(super) fn with_pack(number: u32, data: Vec<u8>) -> Arc<Self> {
+    pub(crate) fn with_pack(number: u32, data: Vec<u8>) -> Arc<Self> {
         let medium = Self::default();
         medium.state.lock().files.insert(number, file(data));
         Arc::new(medium)
@@ -81,7 +81,7 @@ impl MemoryMedium {
     }
 
     /// What a power failure leaves: everything synced, and of the rest any part, with holes.
-    pub(super) fn crash(&self, random: &mut StdRng) -> Arc<Self> {
+    pub(crate) fn crash(&self, random: &mut StdRng) -> Arc<Self> {
         let crashed = Self::default();
         let state = self.state.lock();
         let back: Vec<_> = state.limbo.iter().filter(|_| random.random_bool(0.5)).collect();
