@@ -21,6 +21,8 @@ mod reader;
 mod record;
 mod recovery;
 mod shared;
+mod sweep;
+mod touched;
 mod writer;
 
 #[cfg(test)]
@@ -48,7 +50,10 @@ pub(crate) use medium::{DirectoryMedium, Medium};
 pub use reader::Records;
 pub use record::{Kind, NewRecord, StoredRecord};
 pub use shared::StoreStats;
+pub(crate) use sweep::{PackRecord, SealedPack};
+pub(crate) use touched::Claim;
 pub use writer::PutOutcome;
+pub(crate) use writer::Removal;
 
 use crate::environment::Environment;
 use format::{INDEX_DIR, INDEX_REBUILD_MARK, PACKS_DIR};
@@ -137,18 +142,17 @@ impl Store {
 
     /// Which of `ids` are stored, in their order. A record of a pack that is known to be unreadable does
     /// not count, so that it is sent and stored again.
+    ///
+    /// Who relies on the answer made a [`claim`](Self::claim) before.
     pub async fn contains(&self, ids: Vec<[u8; 32]>) -> Result<Vec<bool>, StoreError> {
-        Ok(self.locate(ids).await?.into_iter().map(|found| found.is_some()).collect())
+        let shared = self.inner.shared.clone();
+        blocking(move || Ok(shared.touch(&ids)?.into_iter().map(|found| found.is_some()).collect())).await
     }
 
     /// Where the records of `ids` are, in their order; `None` where [`contains`](Self::contains) says no.
     pub(crate) async fn locate(&self, ids: Vec<[u8; 32]>) -> Result<Vec<Option<Location>>, StoreError> {
         let shared = self.inner.shared.clone();
-        blocking(move || {
-            let located = shared.index.locate(&ids)?.into_iter();
-            Ok(located.map(|found| found.filter(|location| shared.reachable(location))).collect())
-        })
-        .await
+        blocking(move || shared.locate(&ids)).await
     }
 
     /// Reads a record; `None` if there is none with this id. Header and checksum are verified; that the
@@ -218,11 +222,11 @@ impl Store {
 /// Checks and hashes the records that are not stored yet.
 fn prepare(shared: &Shared, records: Vec<NewRecord>) -> Result<Vec<Prepared>, StoreError> {
     let ids: Vec<[u8; 32]> = records.iter().map(|record| record.id).collect();
-    let located = shared.index.locate(&ids)?;
+    let located = shared.touch(&ids)?;
     records
         .into_iter()
         .zip(located)
-        .filter(|(_, found)| !found.is_some_and(|location| shared.reachable(&location)))
+        .filter(|(_, found)| found.is_none())
         .map(|(record, _)| Ok(Prepared { header: RecordHeader::new(&record)?, stored: record.stored }))
         .collect()
 }

@@ -5,6 +5,7 @@ mod damage;
 mod format_document;
 mod model;
 mod puts;
+mod sweep;
 
 use std::{path::Path, sync::Arc};
 
