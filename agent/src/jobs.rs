@@ -2,6 +2,7 @@
 
 mod backup;
 mod events;
+mod healing;
 mod plan;
 mod point;
 mod restore;

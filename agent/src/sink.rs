@@ -8,4 +8,5 @@ mod volume;
 
 pub use file::FileSink;
 pub use generation::{GenerationSink, GenerationStats};
+pub use session::Commit;
 pub use volume::VolumeSink;

@@ -20,6 +20,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use thinbak_proto::{Failed, FailureKind};
@@ -36,6 +37,8 @@ pub(crate) use volumes::{check_volume_name, selector_of};
 use crate::{
     catalogue::{Catalogue, CatalogueError},
     environment::Environment,
+    metrics::Metrics,
+    retention::RetentionRule,
     store::{Quarantined, Store, StoreError},
 };
 
@@ -186,6 +189,10 @@ pub struct Repository {
     /// Held while a generation is deleted or its protection changed, so that the record and the catalogue
     /// say the same.
     pub(crate) marking: tokio::sync::Mutex<()>,
+    /// What was done since the repository was opened.
+    pub(crate) metrics: Metrics,
+    /// The policies of the server's configuration; the first that matches a volume counts.
+    retention: parking_lot::RwLock<Arc<[RetentionRule]>>,
     /// Held while damage is written into the catalogue, so that it comes there in order.
     quarantine_writer: tokio::sync::Mutex<()>,
     stopping: watch::Sender<bool>,
@@ -259,6 +266,8 @@ impl Repository {
             processors: Arc::new(Semaphore::new(processors)),
             readers: Arc::new(Semaphore::new(READERS)),
             marking: tokio::sync::Mutex::default(),
+            metrics: Metrics::default(),
+            retention: parking_lot::RwLock::new(Arc::new([])),
             stopping: watch::Sender::new(false),
             quarantine_writer: tokio::sync::Mutex::default(),
             _lock: lock,
@@ -276,6 +285,20 @@ impl Repository {
             tracing::error!(%error, "damage could not be noted in the catalogue; it will be found again");
         }
         self.catalogue.close().await;
+    }
+
+    /// Sets the policies that are applied when none is named. They are kept in memory only.
+    pub fn set_retention(&self, rules: Vec<RetentionRule>) {
+        *self.retention.write() = rules.into();
+    }
+
+    pub(crate) fn retention(&self) -> Arc<[RetentionRule]> {
+        Arc::clone(&self.retention.read())
+    }
+
+    /// Sets how long deletions can be undone, now and from now on; kept in the catalogue.
+    pub async fn set_grace(&self, grace: Duration) -> Result<(), CatalogueError> {
+        self.catalogue.set_grace_ms(u64::try_from(grace.as_millis()).unwrap_or(u64::MAX)).await
     }
 
     /// Tells running sessions to end; what they had acknowledged stays usable.

@@ -23,6 +23,8 @@ mod reader;
 mod record;
 mod recovery;
 mod shared;
+mod sweep;
+mod touched;
 mod writer;
 
 #[cfg(test)]
@@ -52,7 +54,10 @@ pub(crate) use quarantine::{Change, DamagedRecord, Quarantined, RecordPlace};
 pub use reader::Records;
 pub use record::{Kind, NewRecord, StoredRecord};
 pub use shared::StoreStats;
+pub(crate) use sweep::{PackRecord, SealedPack};
+pub(crate) use touched::Claim;
 pub use writer::PutOutcome;
+pub(crate) use writer::Removal;
 
 use crate::environment::Environment;
 use format::{INDEX_DIR, INDEX_REBUILD_MARK, PACKS_DIR};
@@ -145,18 +150,17 @@ impl Store {
 
     /// Which of `ids` are stored, in their order. A record of a pack that is known to be unreadable does
     /// not count, so that it is sent and stored again.
+    ///
+    /// Who relies on the answer made a [`claim`](Self::claim) before.
     pub async fn contains(&self, ids: Vec<[u8; 32]>) -> Result<Vec<bool>, StoreError> {
-        Ok(self.locate(ids).await?.into_iter().map(|found| found.is_some()).collect())
+        let shared = self.inner.shared.clone();
+        blocking(move || Ok(shared.touch(&ids)?.into_iter().map(|found| found.is_some()).collect())).await
     }
 
     /// Where the records of `ids` are, in their order; `None` where [`contains`](Self::contains) says no.
     pub(crate) async fn locate(&self, ids: Vec<[u8; 32]>) -> Result<Vec<Option<Location>>, StoreError> {
         let shared = self.inner.shared.clone();
-        blocking(move || {
-            let located = shared.index.locate(&ids)?.into_iter();
-            Ok(located.map(|found| found.filter(|location| shared.reachable(location))).collect())
-        })
-        .await
+        blocking(move || shared.locate(&ids)).await
     }
 
     /// Reads a record; `None` if there is none with this id. Header and checksum are verified; that the
@@ -200,6 +204,11 @@ impl Store {
         self.inner.shared.quarantine.unhealed() > 0 || self.inner.shared.any_withdrawn()
     }
 
+    /// Damaged records that nothing has replaced yet.
+    pub(crate) fn unhealed(&self) -> usize {
+        self.inner.shared.quarantine.unhealed()
+    }
+
     /// Changes of the quarantine since this was last asked, for the catalogue.
     pub(crate) fn quarantine_changes(&self) -> Vec<Change> {
         self.inner.shared.quarantine.take_changes()
@@ -218,6 +227,17 @@ impl Store {
     /// Sizes, without reading packs.
     pub fn stats(&self) -> StoreStats {
         self.inner.shared.stats()
+    }
+
+    /// Why the last put could not be stored. Gone with the next one that is.
+    pub(crate) fn write_failure(&self) -> Option<StoreError> {
+        self.inner.shared.write_failure.lock().clone()
+    }
+
+    /// Room for new packs in bytes, without what is kept free; `None` where the system does not say.
+    pub(crate) async fn available_bytes(&self) -> Option<u64> {
+        let shared = self.inner.shared.clone();
+        spawn_blocking(move || shared.medium.available_bytes().ok()).await.ok().flatten()
     }
 
     /// Everything found wrong since the store was opened that did not stop it from working.
@@ -255,11 +275,11 @@ impl Store {
 /// Checks and hashes the records that are not stored yet.
 fn prepare(shared: &Shared, records: Vec<NewRecord>) -> Result<Vec<Prepared>, StoreError> {
     let ids: Vec<[u8; 32]> = records.iter().map(|record| record.id).collect();
-    let located = shared.index.locate(&ids)?;
+    let located = shared.touch(&ids)?;
     records
         .into_iter()
         .zip(located)
-        .filter(|(_, found)| !found.is_some_and(|location| shared.reachable(&location)))
+        .filter(|(_, found)| found.is_none())
         .map(|(record, _)| Ok(Prepared { header: RecordHeader::new(&record)?, stored: record.stored }))
         .collect()
 }

@@ -297,7 +297,7 @@ impl<'a> Run<'a> {
         if !pack_lost {
             store.quarantine(damaged);
         }
-        if store.contains(vec![id]).await? == [true] {
+        if matches!(store.locate(vec![id]).await?.as_slice(), [Some(_)]) {
             store.heal_quarantine(place);
             return Ok(());
         }

@@ -24,7 +24,7 @@ impl Ingest for Echo {
         let answers = request.into_inner().enumerate().map(|(count, message)| {
             message?;
             let ack = BackupAck { batches: count as u64 + 1, stored_bytes: 0 };
-            Ok(BackupResponse { message: Some(backup_response::Message::Ack(ack)) })
+            Ok(BackupResponse { message: Some(backup_response::Message::Ack(ack)), healed_bytes: 0 })
         });
         Ok(Response::new(Box::pin(answers)))
     }

@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use super::{
     events::{Events, blocking},
+    healing::{self, Halt},
     plan::{self, Candidate, Due, Sorted, Transfer},
     point::to_wire,
     sample,
@@ -30,6 +31,9 @@ use crate::{
     stream::{Progress, pump},
     volume::PoolVolume,
 };
+
+/// Times that a volume is tried when damage comes to light while it is backed up.
+const ATTEMPTS: usize = 3;
 
 /// Backs up every volume of the request. What fails of one volume is told as an event and does not stop
 /// the others.
@@ -101,13 +105,25 @@ impl<'a> Backup<'a> {
         })
     }
 
+    /// Damage that the server finds while a volume is backed up is known when the volume is backed up again, and is
+    /// then gone round or healed.
     async fn run(&self, volumes: &[VolumeRef]) -> Result<(), Failed> {
-        let pools = self.open_pools(volumes).await?;
-        if !self.group.is_empty() && pools.len() > 1 {
-            return Err(Failed::new(FailureKind::Refused, "a group must be of one pool to be of one moment"));
-        }
-        for pool in pools {
-            self.pool(pool).await;
+        let mut volumes = volumes.to_vec();
+        for attempt in 1..=ATTEMPTS {
+            let pools = self.open_pools(&volumes).await?;
+            if !self.group.is_empty() && pools.len() > 1 {
+                let message = "a group must be of one pool to be of one moment";
+                return Err(Failed::new(FailureKind::Refused, message));
+            }
+            // The volumes of a group are of one moment: none is repeated alone.
+            let last = attempt == ATTEMPTS || !self.group.is_empty();
+            volumes = Vec::new();
+            for pool in pools {
+                volumes.append(&mut self.pool(pool, last).await);
+            }
+            if volumes.is_empty() {
+                break;
+            }
         }
         Ok(())
     }
@@ -144,9 +160,15 @@ impl<'a> Backup<'a> {
         }
         let lock = self.manager.lock_volume(pool.uuid(), &volume.name)?;
         let server_name = format!("{}/{}/{}", self.host, pool.name(), volume.name);
-        let mut due =
-            Due { base: pool.base(self.repository, uuid), volume, name: server_name, reason: String::new() };
+        let mut due = Due {
+            base: pool.base(self.repository, uuid),
+            volume,
+            name: server_name,
+            reason: String::new(),
+            damaged: Vec::new(),
+        };
         self.check_base(&mut due).await?;
+        healing::ask(self.connection, self.known.get(&uuid.to_string()), &mut due).await?;
         match pools.iter_mut().find(|other| other.pool.uuid() == pool.uuid()) {
             Some(other) => {
                 other.dues.push(due);
@@ -187,8 +209,9 @@ impl<'a> Backup<'a> {
         Ok(())
     }
 
-    /// Backs up the due volumes of one pool.
-    async fn pool(&self, pool: PoolDues) {
+    /// Backs up the due volumes of one pool. Returns those that are worth another attempt, unless this is the last.
+    async fn pool(&self, pool: PoolDues, last: bool) -> Vec<VolumeRef> {
+        let mut again = Vec::new();
         let names: Vec<String> = pool.dues.iter().map(|due| due.name.clone()).collect();
         let started = Instant::now();
         let (engine, dues) = (Arc::clone(&pool.pool), pool.dues);
@@ -228,25 +251,40 @@ impl<'a> Backup<'a> {
             }
             Ok((unchanged, transfers, held)) => {
                 let timing = Timing { found: started.elapsed(), held };
+                let named = |due: &Due| VolumeRef {
+                    pool: pool.pool.name().to_owned(),
+                    volume: due.volume.name.clone(),
+                };
                 for due in unchanged {
-                    self.report(&due.name.clone(), self.unchanged(&pool.pool, due, timing).await).await;
+                    let (name, named) = (due.name.clone(), named(&due));
+                    let outcome = self.unchanged(&pool.pool, due, timing).await;
+                    again.extend(self.report(&name, outcome, last).await.then_some(named));
                 }
                 for transfer in transfers {
-                    self.report(
-                        &transfer.due.name.clone(),
-                        self.transfer(&pool.pool, transfer, timing).await,
-                    )
-                    .await;
+                    let (name, named) = (transfer.due.name.clone(), named(&transfer.due));
+                    let outcome = self.transfer(&pool.pool, transfer, timing).await;
+                    again.extend(self.report(&name, outcome, last).await.then_some(named));
                 }
             }
         }
+        again
     }
 
-    async fn report(&self, name: &str, outcome: Result<JobSummary, Failed>) {
+    /// Tells how a volume's backup ended. True: not told, it is to be tried again.
+    async fn report(&self, name: &str, outcome: Result<JobSummary, Halt>, last: bool) -> bool {
         match outcome {
             Ok(summary) => self.events.summary(summary).await,
-            Err(failed) => self.events.failure(name, failed).await,
+            Err(Halt::Damage(failed)) if !last => {
+                tracing::warn!(
+                    volume = name,
+                    reason = failed.message,
+                    "damage was found; the volume is tried again"
+                );
+                return true;
+            }
+            Err(Halt::Damage(failed) | Halt::Failed(failed)) => self.events.failure(name, failed).await,
         }
+        false
     }
 
     fn begin(&self, due: &Due, point: &Point) -> BackupBegin {
@@ -268,14 +306,17 @@ impl<'a> Backup<'a> {
         pool: &Arc<EmbeddedPool>,
         due: Due,
         timing: Timing,
-    ) -> Result<JobSummary, Failed> {
+    ) -> Result<JobSummary, Halt> {
         let started = Instant::now();
         let Some(base) = due.base.clone() else {
-            return Err(Failed::new(FailureKind::Failed, "a volume without a base cannot be unchanged"));
+            return Err(
+                Failed::new(FailureKind::Failed, "a volume without a base cannot be unchanged").into()
+            );
         };
         let point = base.point.clone();
-        let sink = GenerationSink::begin(self.connection.ingest(), self.begin(&due, &point)).await?;
-        let generation = sink.commit().await?;
+        let sink = GenerationSink::begin(self.connection.ingest(), self.begin(&due, &point)).await;
+        let sink = sink.map_err(Halt::of_server)?;
+        let (generation, _) = healing::done(sink.commit().await.map_err(Halt::of_server)?)?;
         let (pool, number, root) = (Arc::clone(pool), generation.number, root_of(&generation)?);
         blocking(move || pool.update_base(Base { generation: number, root, ..base }).map_err(pools::failed))
             .await?;
@@ -291,7 +332,7 @@ impl<'a> Backup<'a> {
         pool: &Arc<EmbeddedPool>,
         transfer: Transfer,
         timing: Timing,
-    ) -> Result<JobSummary, Failed> {
+    ) -> Result<JobSummary, Halt> {
         let Transfer { due, candidate, point, changes } = transfer;
         let changes = (point, changes);
         match self.send(pool, &due, &candidate, changes, timing).await {
@@ -317,7 +358,7 @@ impl<'a> Backup<'a> {
         candidate: &Candidate,
         (point, changes): (Point, ChangeList),
         timing: Timing,
-    ) -> Result<(JobSummary, Base), Failed> {
+    ) -> Result<(JobSummary, Base), Halt> {
         let started = Instant::now();
         let changed_bytes = changes.bytes();
         let progress = Progress::new(changed_bytes);
@@ -326,12 +367,14 @@ impl<'a> Backup<'a> {
             let sampled = self.events.during(&due.name, "compare", &progress, sampled).await?;
             tracing::debug!(volume = due.name, sampled, "unchanged chunks are as the server has them");
         }
-        let mut sink = GenerationSink::begin(self.connection.ingest(), self.begin(due, &point)).await?;
+        let sink = GenerationSink::begin(self.connection.ingest(), self.begin(due, &point)).await;
+        let mut sink = sink.map_err(Halt::of_server)?;
         let volume = PoolVolume::new(Arc::clone(pool), candidate.volume().clone());
         let mut source = PoolSource::start(volume, changes, u64::from(self.chunk_bytes));
         let moved = pump(&mut source, &mut sink, &progress);
-        self.events.during(&due.name, "transfer", &progress, moved).await?;
-        let generation = self.events.during(&due.name, "commit", &progress, sink.commit()).await?;
+        self.events.during(&due.name, "transfer", &progress, moved).await.map_err(Halt::of_server)?;
+        let committed = self.events.during(&due.name, "commit", &progress, sink.commit()).await;
+        let (generation, healed_bytes) = healing::done(committed.map_err(Halt::of_server)?)?;
         let base = Base {
             repository: self.repository,
             volume: due.volume.uuid,
@@ -353,6 +396,7 @@ impl<'a> Backup<'a> {
             read_bytes: source.read_bytes(),
             sent_bytes: sink.stats().sent_bytes,
             deduplicated_bytes: sink.stats().deduplicated_bytes,
+            healed_bytes,
             ..summary_of(due, &point, &generation, timing, started)
         };
         Ok((summary, base))

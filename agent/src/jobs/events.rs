@@ -32,13 +32,13 @@ impl Events {
 
     /// Runs `work` as a phase on `volume`, saying every now and then how far it is. Ends early when
     /// nobody listens any more: the command was interrupted.
-    pub(super) async fn during<T>(
+    pub(super) async fn during<T, E: From<Failed>>(
         &self,
         volume: &str,
         phase: &str,
         progress: &Progress,
-        work: impl Future<Output = Result<T, Failed>>,
-    ) -> Result<T, Failed> {
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
         let running = self.pools.jobs().start(self.job, volume);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -47,7 +47,7 @@ impl Events {
             tokio::select! {
                 outcome = &mut work => break outcome,
                 _ = tick.tick() => self.tell(&running, volume, phase, progress),
-                () = self.sender.closed() => break Err(interrupted(self.job, volume)),
+                () = self.sender.closed() => break Err(interrupted(self.job, volume).into()),
             }
         };
         self.tell(&running, volume, phase, progress);

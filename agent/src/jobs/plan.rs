@@ -5,6 +5,7 @@
 //! one is walked. It is released before any data is read. Blocking.
 
 use std::{
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -27,14 +28,18 @@ pub(super) struct Due {
     pub(super) base: Option<Base>,
     /// Why there is no base although the server knows the volume; else empty.
     pub(super) reason: String,
+    /// What of the base's generation is damaged on the server and is to be sent again: ascending, in bytes.
+    pub(super) damaged: Vec<Range<u64>>,
 }
 
 impl Due {
     /// Gives the base up.
-    fn give_up(&mut self, reason: String) {
+    pub(super) fn give_up(&mut self, reason: String) {
         tracing::warn!(volume = self.name, reason, "the base is given up, content is compared");
         self.reason = reason;
         self.base = None;
+        // All content is sent again that the server does not have.
+        self.damaged.clear();
     }
 }
 
@@ -86,7 +91,7 @@ impl Drop for Candidate {
 
 /// What the idle test found.
 pub(super) struct Sorted {
-    /// Not written since their base.
+    /// Not written since their base, and nothing of it is damaged.
     pub(super) unchanged: Vec<Due>,
     /// To be snapshotted.
     pub(super) changed: Vec<Due>,
@@ -133,10 +138,11 @@ fn prove(pool: &EmbeddedPool, view: &MetadataView, due: &mut Due) {
     }
 }
 
-/// Nothing was written since the base: both have the very same mapping tree, and the same size. Of a volume over an
+/// Nothing was written since the base, and the server has all of it: both have the very same mapping tree, and the same size. Of a volume over an
 /// external origin that says nothing: the origin may have changed.
 fn is_idle(view: &MetadataView, due: &Due) -> Result<bool, Failed> {
-    let Some(base) = due.base.as_ref().filter(|_| due.volume.origin.is_none()) else { return Ok(false) };
+    let base = due.base.as_ref().filter(|_| due.volume.origin.is_none() && due.damaged.is_empty());
+    let Some(base) = base else { return Ok(false) };
     let device = view.device(due.volume.device).map_err(|error| pools::failed(error.into()))?;
     Ok(device.is_some_and(|device| device.root == base.point.root_block)
         && due.volume.size_bytes == base.point.size_bytes)
@@ -180,6 +186,13 @@ fn walk(
         let changes = changes.map_err(|error| {
             Failed::new(FailureKind::Failed, format!("finding what changed in {}: {error}", due.name))
         })?;
+        let changes =
+            changes.with_ranges(&due.damaged, u64::from(chunk_bytes), point.size_bytes).map_err(|error| {
+                Failed::new(
+                    FailureKind::Failed,
+                    format!("adding to the list of changes of {}: {error}", due.name),
+                )
+            })?;
         transfers.push(Transfer { due, candidate, point, changes });
     }
     msnap.release().map_err(pools::failed)?;
@@ -208,7 +221,13 @@ mod tests {
     }
 
     fn due(volume: &Volume, base: Option<Base>) -> Due {
-        Due { volume: volume.clone(), name: "h/p/v".to_owned(), base, reason: String::new() }
+        Due {
+            volume: volume.clone(),
+            name: "h/p/v".to_owned(),
+            base,
+            reason: String::new(),
+            damaged: Vec::new(),
+        }
     }
 
     fn reads(pool: &EmbeddedPool, volume: &Volume) -> Vec<u8> {

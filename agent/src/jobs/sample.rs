@@ -11,7 +11,7 @@ use thinbak_proto::{
     v1::{GetNodesRequest, content_client::ContentClient},
 };
 
-use super::events::blocking;
+use super::{events::blocking, healing::Halt};
 use crate::{channel::BoxedChannel, volume::PoolVolume};
 
 /// Chunks drawn in one run.
@@ -27,26 +27,28 @@ struct Drawn {
 /// Draws mapped chunks of the base of `name` and compares them with the parent generation. Returns how many
 /// were compared; [`FailureKind::Damaged`] when one differs: then pool or repository is not what it should be,
 /// and nothing may be built on them.
+/// A map that cannot be read is [`Halt::Damage`].
 pub(super) async fn check(
     content: ContentClient<BoxedChannel>,
     pool: &Arc<EmbeddedPool>,
     base: &Base,
     chunk_bytes: u32,
     name: &str,
-) -> Result<usize, Failed> {
+) -> Result<usize, Halt> {
     let device = base.point.device_id;
     let Some(snapshot) = pool.by_device(device) else {
         return Err(Failed::new(
             FailureKind::Failed,
             format!("the base of {name} is not in the pool any more"),
-        ));
+        )
+        .into());
     };
     let engine = Arc::clone(pool);
     let drawn = blocking(move || draw(engine, snapshot, u64::from(chunk_bytes))).await?;
     let mut map = Map { content, root: NodeId::from_bytes(base.root) };
     let levels = levels_for(chunk_count(base.point.size_bytes, chunk_bytes));
     for one in &drawn {
-        let same = match map.entry(one.chunk, levels).await? {
+        let same = match map.entry(one.chunk, levels).await.map_err(Halt::of_server)? {
             MapEntry::Id(id) => ChunkId::from_bytes(id) == one.id,
             MapEntry::Zero | MapEntry::Hole => one.is_zero,
         };
@@ -60,7 +62,7 @@ pub(super) async fn check(
             return Err(Failed::new(FailureKind::Damaged, message).with_hint(
                 "check the pool's data device and run thinbak verify; to compare all content, remove the base \
                  snapshot and back up again",
-            ));
+            ).into());
         }
     }
     Ok(drawn.len())

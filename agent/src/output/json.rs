@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 use thinbak_proto::{
     Failed, FailureKind,
     v1::{
-        AgentStatusResponse, CheckPoolResponse, Generation, JobStatus, JobSummary, MsnapInfo, PoolDiscards,
-        PoolInfo, PoolSettings, RunningJob, VerifyDamage, VerifyPack, VerifyRecord, VerifySummary,
-        VolumeInfo, VolumeKind,
+        AgentStatusResponse, CheckPoolResponse, DeletedGeneration, Generation, JobStatus, JobSummary,
+        MsnapInfo, PoolDiscards, PoolInfo, PoolSettings, PruneDecision, PruneSummary, RunningJob,
+        VerifyDamage, VerifyPack, VerifyRecord, VerifySummary, VolumeInfo, VolumeKind,
     },
 };
 
@@ -42,6 +42,7 @@ pub(crate) fn summary(summary: &JobSummary) -> Value {
         "sent_bytes": summary.sent_bytes,
         "stored_bytes": summary.stored_bytes,
         "deduplicated_bytes": summary.deduplicated_bytes,
+        "healed_bytes": summary.healed_bytes,
         "msnap_held_seconds": summary.msnap_held_seconds,
         "seconds": summary.seconds,
     })
@@ -202,6 +203,40 @@ pub(crate) fn generation(generation: &Generation) -> Value {
     })
 }
 
+pub(crate) fn deleted_generation(deleted: &DeletedGeneration) -> Value {
+    let mut value = deleted.generation.as_ref().map(generation).unwrap_or_default();
+    if let Some(members) = value.as_object_mut() {
+        members.insert("deleted_at".to_owned(), utc(deleted.deleted_at_ms).into());
+        members.insert("undelete_until".to_owned(), utc(deleted.undelete_until_ms).into());
+    }
+    value
+}
+
+pub(crate) fn prune_decision(decision: &PruneDecision) -> Value {
+    json!({
+        "message_type": "status",
+        "job": "prune",
+        "volume": decision.volume_name,
+        "generation": decision.number,
+        "created_at": utc(decision.created_at_ms),
+        "action": if decision.remove { "remove" } else { "keep" },
+        "reasons": decision.reasons,
+    })
+}
+
+pub(crate) fn prune_summary(summary: &PruneSummary, dry_run: bool) -> Value {
+    json!({
+        "message_type": "summary",
+        "job": "prune",
+        "dry_run": dry_run,
+        "volumes": summary.volumes,
+        "kept": summary.kept,
+        "removed": summary.removed,
+        "grace_seconds": summary.grace_seconds,
+        "seconds": summary.seconds,
+    })
+}
+
 pub(crate) fn verify_damage(damage: &VerifyDamage) -> Value {
     json!({
         "message_type": "error",
@@ -315,6 +350,7 @@ mod tests {
             "sent_bytes",
             "stored_bytes",
             "deduplicated_bytes",
+            "healed_bytes",
             "msnap_held_seconds",
             "seconds",
         ] {

@@ -7,13 +7,13 @@ use std::{
 
 use thinbak_proto::{
     ChunkId, Failed, FailureKind, MAX_PAYLOAD_LEN,
-    v1::{BackupBatch, BackupBegin, Generation, MapItem, ingest_client::IngestClient},
+    v1::{BackupBatch, BackupBegin, MapItem, ingest_client::IngestClient},
 };
 use tokio::task::JoinHandle;
 
 use super::{
     pack_chunks::{Packed, Piece, PieceContent, cut, pack},
-    session::Session,
+    session::{Commit, Session},
 };
 use crate::{
     channel::BoxedChannel,
@@ -61,8 +61,8 @@ impl GenerationSink {
         self.stats
     }
 
-    /// Makes the generation visible; it is durable when this returns. Call after `finish`.
-    pub async fn commit(&self) -> Result<Generation, Failed> {
+    /// Makes the generation visible; it is durable when this returns that it is done. Call after `finish`.
+    pub async fn commit(&self) -> Result<Commit, Failed> {
         self.session.commit().await
     }
 

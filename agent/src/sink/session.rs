@@ -25,8 +25,22 @@ pub(super) struct Session {
     shared: Arc<Shared>,
     /// Serialises "remember who waits" and "send", so that answers meet their questions.
     asking: tokio::sync::Mutex<()>,
-    committed: Mutex<Option<oneshot::Receiver<Result<Generation, Failed>>>>,
+    committed: Mutex<Option<oneshot::Receiver<Result<Commit, Failed>>>>,
     info: BackupSession,
+}
+
+/// What a commit came to.
+#[derive(Debug)]
+pub enum Commit {
+    /// The generation is visible and durable.
+    Done {
+        /// As the server has it.
+        generation: Box<Generation>,
+        /// Plain bytes that took the place of damaged ones on the server.
+        healed_bytes: u64,
+    },
+    /// Nothing was made visible: so many chunks that the server had when it was asked were found damaged since.
+    Incomplete(usize),
 }
 
 struct Shared {
@@ -109,7 +123,7 @@ impl Session {
     }
 
     /// Makes the generation visible. Waits for everything sent to be on stable storage.
-    pub(super) async fn commit(&self) -> Result<Generation, Failed> {
+    pub(super) async fn commit(&self) -> Result<Commit, Failed> {
         let committed = self.committed.lock().take();
         let committed = committed.ok_or_else(|| protocol("a second commit"))?;
         self.send(backup_request::Message::Commit(BackupCommit {})).await?;
@@ -140,7 +154,7 @@ fn protocol(what: &str) -> Failed {
 async fn route(
     mut answers: Streaming<BackupResponse>,
     shared: Arc<Shared>,
-    done: oneshot::Sender<Result<Generation, Failed>>,
+    done: oneshot::Sender<Result<Commit, Failed>>,
 ) {
     let outcome = route_until_committed(&mut answers, &shared).await;
     if let Err(failed) = &outcome {
@@ -155,7 +169,7 @@ async fn route(
 async fn route_until_committed(
     answers: &mut Streaming<BackupResponse>,
     shared: &Shared,
-) -> Result<Generation, Failed> {
+) -> Result<Commit, Failed> {
     let mut acknowledged = 0;
     while let Some(answer) = answers.message().await? {
         match answer.message {
@@ -170,13 +184,12 @@ async fn route_until_committed(
                 acknowledged = acknowledged.max(ack.stored_bytes);
                 shared.window.add_permits(usize::try_from(more).unwrap_or(0).min(1 << 28));
             }
-            Some(backup_response::Message::Committed(generation)) => return Ok(generation),
+            Some(backup_response::Message::Committed(generation)) => {
+                let healed_bytes = answer.healed_bytes;
+                return Ok(Commit::Done { generation: Box::new(generation), healed_bytes });
+            }
             Some(backup_response::Message::Incomplete(incomplete)) => {
-                return Err(Failed::new(
-                    FailureKind::Failed,
-                    format!("the server lacks {} chunks that it had when asked", incomplete.missing.len()),
-                )
-                .with_hint("run the backup again: it sends what is missing"));
+                return Ok(Commit::Incomplete(incomplete.missing.len()));
             }
             Some(backup_response::Message::Session(_)) | None => {
                 return Err(protocol("a message out of turn"));

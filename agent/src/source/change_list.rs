@@ -76,6 +76,49 @@ impl ChangeList {
         self.runs
     }
 
+    /// The same with further ranges named, those of `ranges` that are not named already: ascending, in bytes.
+    /// They are widened to whole chunks of `chunk_bytes` and cut at the end of a volume of `size_bytes`.
+    pub fn with_ranges(
+        self,
+        ranges: &[Range<u64>],
+        chunk_bytes: u64,
+        size_bytes: u64,
+    ) -> io::Result<ChangeList> {
+        if ranges.is_empty() {
+            return Ok(self);
+        }
+        let mut writer = Writer::new(size_bytes, chunk_bytes, chunk_bytes);
+        let mut ranges = ranges.iter().map(|range| {
+            let begin = range.start / chunk_bytes * chunk_bytes;
+            begin..range.end.next_multiple_of(chunk_bytes).min(size_bytes)
+        });
+        let mut range = ranges.next();
+        // Everything before is named, or needs not be.
+        let mut at = 0;
+        for run in self.into_runs()? {
+            let run = run?;
+            while let Some(here) = range.as_ref().filter(|range| range.start < run.offset) {
+                writer.push(here.start.max(at), here.end.min(run.offset), RunKind::Mixed)?;
+                if here.end > run.offset {
+                    // It goes on under the run, and perhaps behind it.
+                    range = Some(run.offset..here.end);
+                    break;
+                }
+                range = ranges.next();
+            }
+            writer.push(run.offset, run.offset + run.len, run.kind)?;
+            at = run.offset + run.len;
+            while range.as_ref().is_some_and(|range| range.end <= at) {
+                range = ranges.next();
+            }
+        }
+        while let Some(here) = range {
+            writer.push(here.start.max(at), here.end, RunKind::Mixed)?;
+            range = ranges.next();
+        }
+        writer.finish()
+    }
+
     /// Reads the runs back, from the first.
     pub fn into_runs(mut self) -> io::Result<impl Iterator<Item = io::Result<Run>> + Send> {
         self.file.seek(SeekFrom::Start(0))?;
@@ -344,6 +387,58 @@ mod tests {
                 Run { offset: 128 * K, len: 64 * K, kind: RunKind::Unmapped },
             ]
         );
+    }
+
+    #[test]
+    fn further_ranges_are_named_where_no_run_names_them() {
+        use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+        let seed = std::env::var("THINBAK_SEED").ok().and_then(|seed| seed.parse().ok());
+        let seed = seed.unwrap_or_else(|| rand::rng().random());
+        println!("THINBAK_SEED={seed}");
+        let mut random = StdRng::seed_from_u64(seed);
+        let kinds = [RunKind::Data, RunKind::Unmapped, RunKind::Mixed];
+        for _ in 0..500 {
+            let size = random.random_range(1..40 * 64) * K;
+            let chunks = usize::try_from(size.div_ceil(64 * K)).unwrap();
+            let mut writer = Writer::new(size, 64 * K, 64 * K);
+            let (mut model, mut at) = (vec![None; chunks], 0);
+            while at < chunks as u64 {
+                let end = (at + random.random_range(1..6)).min(chunks as u64);
+                if random.random_bool(0.4) {
+                    let kind = kinds[random.random_range(0..3)];
+                    writer.push(at * 64 * K, end * 64 * K, kind).unwrap();
+                    (at..end).for_each(|chunk| model[chunk as usize] = Some(kind));
+                }
+                at = end;
+            }
+            let (mut ranges, mut from) = (Vec::new(), 0);
+            while from < size + 300 * K {
+                let end = from + random.random_range(1..400) * K;
+                if random.random_bool(0.4) {
+                    let range = from..end;
+                    ranges.push(range.clone());
+                    for (chunk, entry) in (0u64..).zip(&mut model) {
+                        if range.start < (chunk + 1) * 64 * K && chunk * 64 * K < range.end && entry.is_none()
+                        {
+                            *entry = Some(RunKind::Mixed);
+                        }
+                    }
+                }
+                from = end + random.random_range(0..100) * K;
+            }
+            let list = writer.finish().unwrap().with_ranges(&ranges, 64 * K, size).unwrap();
+            let (mut found, mut next) = (vec![None; chunks], 0);
+            for run in list.into_runs().unwrap() {
+                let run = run.unwrap();
+                let end = run.offset + run.len;
+                assert!(run.offset >= next && run.offset.is_multiple_of(64 * K), "{run:?}");
+                assert!(end.is_multiple_of(64 * K) || end == size, "{run:?}");
+                next = end;
+                (run.offset / (64 * K)..end.div_ceil(64 * K))
+                    .for_each(|at| found[at as usize] = Some(run.kind));
+            }
+            assert_eq!(found, model);
+        }
     }
 
     #[test]

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use futures::{StreamExt as _, future::BoxFuture, stream::FuturesOrdered};
-use thinbak_proto::{Failed, FailureKind, NodeId, v1};
+use thinbak_proto::{ChunkId, Failed, FailureKind, NodeId, v1};
 use tokio::sync::watch;
 use tonic::{Status, Streaming};
 use uuid::Uuid;
-use v1::{backup_request::Message as Asked, backup_response::Message as Answer};
+use v1::{backup_request::Message as Asked, backup_response::Message as Answer, map_item::Entry};
 
 use super::{
     batch::{Checked, Geometry, check_content, check_order},
@@ -17,14 +17,18 @@ use crate::{
     catalogue::Selector,
     content::parse_id,
     map_tree::{EditError, Editor, FreshNode, NodeError, Tree},
+    metrics::Job,
     repository::{Pin, Repository, SessionGuard, check_volume_name},
     store::{Kind, NewRecord, PutOutcome, Store},
 };
 
 /// Stored bytes that a client may send ahead of the acknowledgements.
 const WINDOW_BYTES: u64 = 32 << 20;
-/// Batches of one session that are checked and stored at one time.
-const BATCHES_IN_FLIGHT: usize = 3;
+/// Batches of one session are checked and stored at one time until they weigh so much: enough for the processors to have
+/// work while the disk syncs what went before. One more, of 3 MiB at most, may come on top.
+const IN_FLIGHT_BYTES: u64 = 16 << 20;
+/// What an entry of a batch weighs beside its stored bytes: about its size in memory.
+const ITEM_BYTES: u64 = 128;
 /// Ids in one query.
 const MAX_QUERY_IDS: usize = 4096;
 /// New map nodes are stored when this many wait.
@@ -35,7 +39,15 @@ const SECTOR_BYTES: u64 = 512;
 /// Of a point's texts, which are uuids.
 const MAX_IDENTITY_LEN: usize = 128;
 
-type Stored = Result<(Checked, PutOutcome), Failed>;
+type Stored = Result<StoredBatch, Failed>;
+
+/// A batch whose records are on stable storage.
+struct StoredBatch {
+    checked: Checked,
+    put: PutOutcome,
+    /// What it was counted as while it was in flight.
+    weight: u64,
+}
 
 /// The stream as a state: what was asked so far, and what is under way.
 pub(super) struct Session {
@@ -44,6 +56,9 @@ pub(super) struct Session {
     stopping: watch::Receiver<bool>,
     backup: Option<Box<Backup>>,
     in_flight: FuturesOrdered<BoxFuture<'static, Stored>>,
+    in_flight_bytes: u64,
+    /// Known with the commit.
+    healed_bytes: u64,
     /// Commit was asked for.
     closing: bool,
     done: bool,
@@ -72,6 +87,8 @@ pub(super) struct Backup {
     batches: u64,
     acknowledged_bytes: u64,
     pub(super) totals: Totals,
+    /// Chunks that were there when the client asked, and were found damaged since.
+    pub(super) lacking: Vec<ChunkId>,
 }
 
 /// What the session brought.
@@ -80,6 +97,16 @@ pub(super) struct Totals {
     pub(super) changed_bytes: u64,
     pub(super) new_bytes: u64,
     pub(super) stored_bytes: u64,
+    /// Plain bytes of records that took the place of damaged ones.
+    pub(super) healed_bytes: u64,
+}
+
+impl Totals {
+    pub(super) fn add(&mut self, put: PutOutcome) {
+        self.new_bytes += put.new_plain_bytes;
+        self.stored_bytes += put.new_stored_bytes;
+        self.healed_bytes += put.healed_plain_bytes;
+    }
 }
 
 fn usage(message: impl Into<String>) -> Failed {
@@ -95,7 +122,17 @@ impl Session {
     pub(super) fn new(repository: Arc<Repository>, requests: Streaming<v1::BackupRequest>) -> Self {
         let stopping = repository.stopping();
         let in_flight = FuturesOrdered::new();
-        Self { repository, requests, stopping, backup: None, in_flight, closing: false, done: false }
+        Self {
+            repository,
+            requests,
+            stopping,
+            backup: None,
+            in_flight,
+            in_flight_bytes: 0,
+            healed_bytes: 0,
+            closing: false,
+            done: false,
+        }
     }
 
     /// The next response; `None` when the stream has ended.
@@ -119,17 +156,23 @@ impl Session {
                 Event::Drained => Some(self.commit().await?),
             };
             if answer.is_some() {
-                return Ok(answer.map(|message| v1::BackupResponse { message: Some(message) }));
+                let healed_bytes = self.healed_bytes;
+                return Ok(answer.map(|message| v1::BackupResponse { message: Some(message), healed_bytes }));
             }
         }
         Ok(None)
+    }
+
+    /// Counts a backup that ended with an error.
+    pub(super) fn failed(&self) {
+        self.repository.metrics.ended(Job::Backup, false);
     }
 
     async fn event(&mut self) -> Event {
         if self.closing && self.in_flight.is_empty() {
             return Event::Drained;
         }
-        let listening = !self.closing && self.in_flight.len() < BATCHES_IN_FLIGHT;
+        let listening = !self.closing && self.in_flight_bytes < IN_FLIGHT_BYTES;
         tokio::select! {
             biased;
             _ = self.stopping.wait_for(|stopping| *stopping) => Event::Stopping,
@@ -158,7 +201,9 @@ impl Session {
             (Some(Asked::Batch(batch)), Some(backup)) => {
                 backup.next_chunk = check_order(&batch, backup.geometry, backup.next_chunk)?;
                 let (repository, geometry) = (Arc::clone(&self.repository), backup.geometry);
-                self.in_flight.push_back(Box::pin(check_and_store(repository, batch, geometry)));
+                let weight = weight_of(&batch);
+                self.in_flight_bytes += weight;
+                self.in_flight.push_back(Box::pin(check_and_store(repository, batch, geometry, weight)));
                 Ok(None)
             }
             (Some(Asked::Commit(_)), Some(_)) => {
@@ -170,19 +215,16 @@ impl Session {
     }
 
     /// The oldest batch in flight is on stable storage: its entries go into the tree, and it is acknowledged.
-    async fn stored(&mut self, (checked, put): (Checked, PutOutcome)) -> Result<Answer, Failed> {
+    async fn stored(&mut self, batch: StoredBatch) -> Result<Answer, Failed> {
+        let StoredBatch { checked, put, weight } = batch;
+        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(weight);
         let store = self.repository.store.clone();
         let Some(backup) = self.backup.as_mut() else { return Err(usage("a batch without a backup")) };
         // Asked only now, because the chunk may have come with an earlier batch.
         let found = store.contains(checked.present.clone()).await?;
-        if let Some((id, _)) = checked.present.iter().zip(found).find(|(_, found)| !found) {
-            let id = thinbak_proto::ChunkId::from_bytes(*id);
-            return Err(usage(format!(
-                "chunk {id} was named as present, which the repository does not have"
-            )));
-        }
-        backup.totals.new_bytes += put.new_plain_bytes;
-        backup.totals.stored_bytes += put.new_stored_bytes;
+        let lacking = checked.present.iter().zip(found).filter(|(_, found)| !found).map(|(id, _)| *id);
+        backup.lack(&store, lacking.collect()).await?;
+        backup.totals.add(put);
         backup.totals.changed_bytes += checked.changed_bytes;
         for (chunk, edit) in checked.edits {
             backup.editor.apply(chunk, edit).await.map_err(|error| match error {
@@ -191,7 +233,7 @@ impl Session {
             })?;
             if backup.editor.fresh_nodes() >= FRESH_NODES {
                 let fresh = backup.editor.take_fresh();
-                backup.totals.stored_bytes += put_nodes(&store, fresh).await?;
+                backup.totals.add(put_nodes(&store, fresh).await?);
             }
         }
         backup.batches += 1;
@@ -202,9 +244,16 @@ impl Session {
     async fn commit(&mut self) -> Result<Answer, Failed> {
         self.done = true;
         let Some(backup) = self.backup.take() else { return Err(usage("a commit without a backup")) };
+        let metrics = &self.repository.metrics;
         Ok(match commit::commit(&self.repository, *backup).await? {
-            Outcome::Committed(generation) => Answer::Committed(*generation),
+            Outcome::Committed(generation, healed_bytes) => {
+                self.healed_bytes = healed_bytes;
+                metrics.ended(Job::Backup, true);
+                metrics.backed_up(generation.changed_bytes, generation.stored_bytes);
+                Answer::Committed(*generation)
+            }
             Outcome::Incomplete(missing) => {
+                metrics.ended(Job::Backup, false);
                 let missing = missing.iter().map(thinbak_proto::ChunkId::to_bytes).collect();
                 Answer::Incomplete(v1::BackupIncomplete { missing })
             }
@@ -213,6 +262,23 @@ impl Session {
 }
 
 impl Backup {
+    /// Notes chunks that a batch named as present and that cannot be had: the client is told at the commit. One that
+    /// was never there is the client's mistake.
+    async fn lack(&mut self, store: &Store, ids: Vec<[u8; 32]>) -> Result<(), Failed> {
+        let known = store.indexed_at(ids.clone()).await?;
+        for (id, known) in ids.into_iter().map(ChunkId::from_bytes).zip(known) {
+            if known.is_none() {
+                return Err(usage(format!(
+                    "chunk {id} was named as present, which the repository does not have"
+                )));
+            }
+            if self.lacking.len() < MAX_QUERY_IDS {
+                self.lacking.push(id);
+            }
+        }
+        Ok(())
+    }
+
     async fn begin(repository: &Arc<Repository>, begin: v1::BackupBegin) -> Result<Self, Failed> {
         let volume = check_begin(&begin)?;
         let name = begin.volume_name.as_str();
@@ -240,6 +306,7 @@ impl Backup {
             batches,
             acknowledged_bytes,
             totals,
+            lacking: Vec::new(),
         })
     }
 }
@@ -311,7 +378,20 @@ async fn missing(store: &Store, query: v1::BackupQuery) -> Result<v1::BackupMiss
     Ok(v1::BackupMissing { missing: found.into_iter().map(|found| !found).collect() })
 }
 
-async fn check_and_store(repository: Arc<Repository>, batch: v1::BackupBatch, geometry: Geometry) -> Stored {
+fn weight_of(batch: &v1::BackupBatch) -> u64 {
+    let stored = |item: &v1::MapItem| match &item.entry {
+        Some(Entry::New(new)) => new.stored.len() as u64,
+        _ => 0,
+    };
+    batch.items.iter().map(|item| ITEM_BYTES + stored(item)).sum()
+}
+
+async fn check_and_store(
+    repository: Arc<Repository>,
+    batch: v1::BackupBatch,
+    geometry: Geometry,
+    weight: u64,
+) -> Stored {
     let processor = Arc::clone(&repository.processors).acquire_owned().await;
     let checked = tokio::task::spawn_blocking(move || {
         let _processor = processor;
@@ -321,11 +401,11 @@ async fn check_and_store(repository: Arc<Repository>, batch: v1::BackupBatch, ge
         .await
         .map_err(|error| Failed::new(FailureKind::Failed, format!("checking a batch: {error}")))??;
     let put = repository.store.put(std::mem::take(&mut checked.records)).await?;
-    Ok((checked, put))
+    Ok(StoredBatch { checked, put, weight })
 }
 
-/// Stores map nodes; returns the bytes that they added.
-pub(super) async fn put_nodes(store: &Store, nodes: Vec<FreshNode>) -> Result<u64, Failed> {
+/// Stores map nodes.
+pub(super) async fn put_nodes(store: &Store, nodes: Vec<FreshNode>) -> Result<PutOutcome, Failed> {
     let records = nodes.into_iter().map(|FreshNode { id, encoded }| NewRecord {
         kind: Kind::MapNode,
         id: *id.as_bytes(),
@@ -333,5 +413,6 @@ pub(super) async fn put_nodes(store: &Store, nodes: Vec<FreshNode>) -> Result<u6
         plain_len: u32::try_from(encoded.len()).unwrap_or(u32::MAX),
         stored: encoded.into(),
     });
-    Ok(store.put(records.collect()).await?.new_stored_bytes)
+    // The plain bytes of nodes are no content.
+    Ok(PutOutcome { new_plain_bytes: 0, ..store.put(records.collect()).await? })
 }

@@ -15,10 +15,10 @@ use super::{
     Store,
     error::StoreError,
     format::{RECORD_ALIGN, RECORD_HEADER_LEN},
-    index::{Location, Mark},
+    index::{Location, Mark, PackState},
     layout::PackEntry,
     pack::Pack,
-    record::{Kind, StoredRecord},
+    record::StoredRecord,
 };
 
 /// Records are read together if no more than this lies between them,
@@ -66,8 +66,11 @@ impl Store {
     pub(crate) fn audit(&self, number: u32) -> Result<Option<PackAudit>, StoreError> {
         let shared = &self.inner.shared;
         let Some(mark) = shared.index.mark(number)? else { return self.audit_stranger(number) };
-        let mut audit =
-            PackAudit { number, entries: None, problems: Vec::new(), sealed: mark.sealed, pack: None };
+        if mark.state == PackState::Retired {
+            return Ok(None);
+        }
+        let sealed = mark.state == PackState::Sealed;
+        let mut audit = PackAudit { number, entries: None, problems: Vec::new(), sealed, pack: None };
         // Anew and not from the cache: what is judged is the file that has the name now.
         match Pack::open(&*shared.medium, shared.repository, number) {
             Ok(pack) => {
@@ -98,7 +101,10 @@ impl Store {
     /// Whether a pack is still one of the store's: a collection may remove packs while they are looked at. Blocks.
     pub(crate) fn audit_is_current(&self, number: u32) -> Result<bool, StoreError> {
         let shared = &self.inner.shared;
-        Ok(shared.index.mark(number)?.is_some() || shared.medium.open_read(number).is_ok())
+        Ok(match shared.index.mark(number)? {
+            Some(mark) => mark.state != PackState::Retired,
+            None => shared.medium.open_read(number).is_ok(),
+        })
     }
 
     /// A file that the index knows nothing of: a new pack, or none of ours.
@@ -149,7 +155,8 @@ fn entries(
     problems: &mut Vec<StoreError>,
 ) -> Result<Option<Vec<PackEntry>>, StoreError> {
     let len = pack.len()?;
-    if mark.sealed && len != mark.len {
+    let sealed = mark.state == PackState::Sealed;
+    if sealed && len != mark.len {
         problems.push(StoreError::PackLength { pack: pack.number(), expected: mark.len, found: len });
     }
     let damaged = match pack.sealed_entries() {
@@ -158,7 +165,7 @@ fn entries(
         Err(error) => return Err(error),
     };
     // A pack that is being written has neither index nor footer.
-    if mark.sealed && len == mark.len {
+    if sealed && len == mark.len {
         problems.push(damaged);
     }
     let found = match pack.scan(mark.len.min(len)) {
@@ -166,8 +173,7 @@ fn entries(
         Err(StoreError::PackTruncated { .. } | StoreError::Io { .. }) => return Ok(None),
         Err(error) => return Err(error),
     };
-    let expected: u32 = Kind::ALL.into_iter().map(|kind| mark.count(kind).records).sum();
-    Ok((u32::try_from(found.len()) == Ok(expected)).then_some(found))
+    Ok((found.len() as u64 == mark.records()).then_some(found))
 }
 
 impl PackAudit {

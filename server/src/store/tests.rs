@@ -6,6 +6,7 @@ mod format_document;
 mod model;
 mod puts;
 mod quarantine;
+mod sweep;
 
 use std::{path::Path, sync::Arc};
 

@@ -78,9 +78,9 @@ impl Walk<'_> {
         wanted: &mut Vec<(u64, [u8; 32])>,
     ) -> Result<(), Failed> {
         let wanted = std::mem::take(wanted);
-        let found = repository.store.contains(wanted.iter().map(|(_, id)| *id).collect()).await?;
+        let found = repository.store.locate(wanted.iter().map(|(_, id)| *id).collect()).await?;
         for ((chunk, _), found) in wanted.into_iter().zip(found) {
-            if !found {
+            if found.is_none() {
                 self.add(chunk, 1, false).await;
             }
         }
