@@ -96,7 +96,11 @@ fn named(events: &[Value]) -> Vec<u64> {
 }
 
 fn chunk_of(model: &Model, wanted: impl Fn(&[u8]) -> bool) -> Option<ChunkId> {
-    model.bytes.chunks(CHUNK).find(|chunk| chunk.iter().any(|byte| *byte != 0) && wanted(chunk)).map(ChunkId::of)
+    model
+        .bytes
+        .chunks(CHUNK)
+        .find(|chunk| chunk.iter().any(|byte| *byte != 0) && wanted(chunk))
+        .map(ChunkId::of)
 }
 
 fn restores(world: &World, generation: u64, to: &str, expected: &[u8]) -> Result<()> {
@@ -122,7 +126,8 @@ fn a_damaged_chunk_heals(way: Way, idle: bool) -> Result<()> {
     world.on_repository(&["restore", "p/v:1", "--to", &world.volume("broken")])?.expect(4)?;
     if !idle {
         // Elsewhere than in that chunk.
-        let at = model.bytes.chunks(CHUNK).position(|chunk| ChunkId::of(chunk) == wanted).context("a chunk")?;
+        let at =
+            model.bytes.chunks(CHUNK).position(|chunk| ChunkId::of(chunk) == wanted).context("a chunk")?;
         let other = if at == 0 { SIZE - 4096 } else { 0 };
         let pool = world.open_pool()?;
         let volume = pool.volume("v")?;

@@ -104,4 +104,31 @@ mod tests {
         assert!(repository.catalogue.verifications().await.unwrap().is_empty());
         repository.close().await;
     }
+
+    /// The content was stored anew, and the process died before the catalogue knew.
+    #[tokio::test]
+    async fn what_was_healed_before_a_crash_is_noted_when_the_repository_is_opened_again() {
+        use crate::store::{Change, NewRecord};
+        let dir = tempfile::tempdir().unwrap();
+        Repository::init(dir.path(), InitOptions::default()).await.unwrap();
+        let stored = bytes::Bytes::from_static(b"content");
+        let record = NewRecord { kind: Kind::Chunk, id: [9; 32], codec: 0, plain_len: 7, stored };
+        let repository = Repository::open(dir.path()).await.unwrap();
+        repository.store.put(vec![record.clone()]).await.unwrap();
+        let place = repository.store.locate(vec![record.id]).await.unwrap()[0].unwrap().place();
+        let damaged = DamagedRecord { place, id: record.id, kind: record.kind, reason: "a test".to_owned() };
+        repository.store.quarantine(damaged.clone());
+        repository.store.put(vec![record.clone()]).await.unwrap();
+        repository.keep_damage().await.unwrap();
+        repository.catalogue.keep_changes(&[Change::Lifted(place), Change::Found(damaged)], 5).await.unwrap();
+        repository.close().await;
+        drop(repository);
+
+        let repository = Repository::open(dir.path()).await.unwrap();
+        assert!(!repository.store.any_damage());
+        assert!(repository.store.get(record.id).await.unwrap().is_some());
+        repository.keep_damage().await.unwrap();
+        assert_eq!(repository.catalogue.unhealed().await.unwrap().records, 0);
+        repository.close().await;
+    }
 }

@@ -165,3 +165,31 @@ async fn a_session_pins_the_tree_that_it_builds_upon_until_it_ends() {
     whole.commit().await.unwrap();
     assert_eq!(pins.roots(), []);
 }
+
+#[tokio::test]
+async fn a_chunk_found_damaged_since_it_was_asked_for_makes_the_commit_incomplete_and_then_heals() {
+    use crate::store::DamagedRecord;
+    use v1::{backup_request::Message as Asked, backup_response::Message as Answer};
+    let place = Place::new().await;
+    let first = place.back_up(full(Uuid::new_v4(), "h/p/v", 10 * CHUNK), vec![new(0, 1)]).await.unwrap();
+    let begin = full(Uuid::new_v4(), "h/p/w", 10 * CHUNK);
+    let mut late = place.begin(begin.clone()).await.unwrap();
+    assert_eq!(late.missing(vec![id(1)]).await.unwrap(), [false]);
+    let location = place.repository.store.locate(vec![*id(1).as_bytes()]).await.unwrap()[0].unwrap();
+    let (record, kind, reason) = (*id(1).as_bytes(), location.kind, "a test".to_owned());
+    place.repository.store.quarantine(DamagedRecord { place: location.place(), id: record, kind, reason });
+    late.batch(vec![present(3, 1), new(4, 9)]).await.unwrap();
+    late.ask(Asked::Commit(v1::BackupCommit {})).await;
+    match late.answer().await.unwrap() {
+        Some(Answer::Incomplete(incomplete)) => assert_eq!(incomplete.missing, [id(1).to_bytes()]),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(late.answer().await.unwrap(), None);
+
+    let mut again = place.begin(begin).await.unwrap();
+    assert_eq!(again.missing(vec![id(1), id(9)]).await.unwrap(), [true, false]);
+    again.batch(vec![new(3, 1), present(4, 9)]).await.unwrap();
+    again.commit().await.unwrap();
+    assert!(!place.repository.store.any_damage());
+    assert_eq!(place.restore(&first).await.unwrap()[0], full_chunk(1));
+}
