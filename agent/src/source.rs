@@ -2,6 +2,7 @@
 
 mod change_list;
 mod generation;
+mod geometry;
 mod map_walk;
 mod pool_snapshot;
 

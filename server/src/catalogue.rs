@@ -4,6 +4,7 @@
 //! A generation becomes visible in one transaction, and only after everything it refers to is on stable
 //! storage; see the schema in the workspace's `migrations/`.
 
+mod deletion;
 mod range;
 mod rows;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use sqlx::{
 use thinbak_proto::{ManifestId, v1};
 use uuid::Uuid;
 
+pub(crate) use deletion::{Deletion, GenerationKey, Root};
 use rows::{generation_of, signed, unsigned};
 
 static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
@@ -276,25 +278,15 @@ impl Catalogue {
         row.as_ref().map(generation_of).transpose()
     }
 
-    /// Marks a generation as deleted. `false`: it is not there, protected, or its volume's newest.
-    pub(crate) async fn mark_deleted(
-        &self,
-        generation: &v1::Generation,
-        deleted_at_ms: u64,
-        tombstone: ManifestId,
-    ) -> Result<bool, CatalogueError> {
-        let done = sqlx::query(
-            "UPDATE generations SET deleted_at_ms = ?3, tombstone = ?4
-             WHERE volume_uuid = ?1 AND number = ?2 AND deleted_at_ms IS NULL AND protected = 0
-             AND number < (SELECT max(number) FROM generations WHERE volume_uuid = ?1 AND deleted_at_ms IS NULL)",
+    /// The number of the newest visible generation of a volume.
+    pub(crate) async fn newest(&self, volume: Uuid) -> Result<Option<u64>, CatalogueError> {
+        let newest: Option<i64> = sqlx::query_scalar(
+            "SELECT max(number) FROM generations WHERE volume_uuid = ? AND deleted_at_ms IS NULL",
         )
-        .bind(&generation.volume_uuid)
-        .bind(signed(generation.number)?)
-        .bind(signed(deleted_at_ms)?)
-        .bind(tombstone.as_bytes().as_slice())
-        .execute(&self.pool)
+        .bind(volume.to_string())
+        .fetch_one(&self.pool)
         .await?;
-        Ok(done.rows_affected() == 1)
+        newest.map(unsigned).transpose()
     }
 
     /// Sets the protection of a generation as its new manifest says it. `false`: it is not there.

@@ -13,6 +13,7 @@ mod manifest;
 mod map_tree;
 mod marking;
 mod repository;
+mod retention;
 mod service;
 pub mod store;
 mod verify;

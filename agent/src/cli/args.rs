@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub(super) use self::pool::{Discards, Permission, Pool, PoolCreate, PoolFeatures, YesNo};
-use super::grammar::{self, GenerationArg, MetadataArg, VolumeArg, VolumeOrGeneration};
+use super::grammar::{self, GenerationArg, GenerationsArg, MetadataArg, VolumeArg, VolumeOrGeneration};
 use crate::config::Level;
 
 /// Incremental backup and restore of thin volumes.
@@ -296,9 +296,22 @@ pub(super) enum Generation {
 }
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Several generations of one volume go to a new volume together. What they share is fetched and \
+written once, and\nstays shared: the newest is the volume, each other generation N its snapshot `gen-N`. All appear at \
+one moment.
+
+Examples:
+  thinbak restore fast/web:latest --to fast/web-restored
+  thinbak restore fast/web:3 fast/web:5 fast/web:latest --to fast/web-restored
+  thinbak restore fast/web:3..7 --to fast/web-restored      numbers from 3 to 7; `3..` and `..7` too
+  thinbak restore fast/web:all --to fast/web-restored
+  thinbak restore fast/web:2026-11-23T16:00 --in-place"
+)]
 pub(super) struct Restore {
-    #[arg(value_name = "VOLUME:GEN")]
-    pub(super) generation: GenerationArg,
+    /// GEN is a number, `latest`, a time, a range of numbers or `all`
+    #[arg(required = true, value_name = "VOLUME:GEN")]
+    pub(super) generations: Vec<GenerationsArg>,
     #[command(flatten)]
     pub(super) target: RestoreTarget,
 }
@@ -306,7 +319,7 @@ pub(super) struct Restore {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub(super) struct RestoreTarget {
-    /// To a new volume
+    /// To a new volume; several generations become the volume and its snapshots
     #[arg(long, value_name = "POOL/VOLUME", value_parser = grammar::volume)]
     pub(super) to: Option<VolumeArg>,
     /// To a file that does not exist yet; holes stay holes

@@ -8,7 +8,7 @@ use thinbak_proto::v1::{
 use super::{Context, args::Generation, diff, grammar::GenerationArg, restore::volume_name, stop::Stop};
 use crate::{
     output::{Column, human, json},
-    repository_client::{self, RepositoryConnection},
+    repository_client::{self, Held, RepositoryConnection},
 };
 
 pub(super) async fn run(context: &Context, command: Generation) -> Result<(), Stop> {
@@ -30,7 +30,7 @@ async fn call(context: &Context, connection: &RepositoryConnection, command: Gen
             show(context, &found)
         }
         Generation::Diff { from, to } => {
-            let (from, to) = (get(connection, &from).await?, get(connection, &to).await?);
+            let (from, to) = (hold(connection, &from).await?, hold(connection, &to).await?);
             diff::run(context, connection, &from, &to).await
         }
         Generation::Delete { generations } => delete(context, connection, &generations).await,
@@ -50,6 +50,10 @@ async fn get(connection: &RepositoryConnection, wanted: &GenerationArg) -> Resul
     let request =
         GetGenerationRequest { volume: Some(volume_name(&wanted.volume)), selector: Some(wanted.selector()) };
     Ok(connection.repository().get_generation(request).await?.into_inner())
+}
+
+async fn hold(connection: &RepositoryConnection, wanted: &GenerationArg) -> Result<Held, Stop> {
+    Ok(connection.hold_one(volume_name(&wanted.volume), wanted.selector()).await?)
 }
 
 /// All are looked up first, so that `latest` means what it meant when the command began.

@@ -9,9 +9,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    catalogue::{Entry, Selector},
-    manifest::{Manifest, Tombstone},
+    catalogue::{Entry, GenerationKey},
+    manifest::{Manifest, next_revision},
     repository::Repository,
+    retention::{self, Kept},
     verify,
 };
 
@@ -52,36 +53,25 @@ impl GenerationService {
         Ok(response)
     }
 
-    /// Deletes a generation: the tombstone first, then what is visible. After a crash in between the
-    /// generation is still there, and may be deleted again.
     async fn delete(&self, request: v1::DeleteGenerationRequest) -> Result<v1::Generation, Failed> {
-        let _marking = self.0.marking.lock().await;
-        let Entry { generation, revision } = self.0.generation(request.volume, request.selector).await?;
+        let Entry { generation, .. } = self.0.generation(request.volume, request.selector).await?;
+        let key = key_of(&generation)?;
+        let outcomes = retention::delete(&self.0, &[key], self.0.now_ms()).await?;
         let shown = format!("{}:{}", generation.volume_name, generation.number);
-        if generation.protected {
-            return Err(Failed::new(FailureKind::Refused, format!("cannot delete {shown}: it is protected"))
-                .with_hint("take the protection off first"));
+        match outcomes.into_iter().next().map(|(_, outcome)| outcome) {
+            Some(Ok(deleted)) => Ok(deleted),
+            Some(Err(Kept::Protected)) => {
+                let message = format!("cannot delete {shown}: it is protected");
+                Err(Failed::new(FailureKind::Refused, message).with_hint("take the protection off first"))
+            }
+            Some(Err(Kept::Newest)) => {
+                let message = format!("cannot delete {shown}: it is the newest generation of its volume");
+                Err(Failed::new(FailureKind::Refused, message).with_hint("make a newer backup first"))
+            }
+            Some(Err(Kept::Gone)) | None => {
+                Err(Failed::new(FailureKind::NotFound, format!("{shown} was deleted by somebody else")))
+            }
         }
-        let newest = self.newest(&generation).await?;
-        if newest == generation.number {
-            let message = format!("cannot delete {shown}: it is the newest generation of its volume");
-            return Err(Failed::new(FailureKind::Refused, message).with_hint("make a newer backup first"));
-        }
-        let deleted_at_ms = self.0.now_ms();
-        let (tombstone, record) = Tombstone::new(&generation, revision, deleted_at_ms).record();
-        self.0.store.put(vec![record]).await?;
-        if !self.0.catalogue.mark_deleted(&generation, deleted_at_ms, tombstone).await? {
-            return Err(Failed::new(FailureKind::Busy, format!("{shown} was changed while it was deleted")));
-        }
-        tracing::info!(volume = generation.volume_name, generation = generation.number, "generation deleted");
-        Ok(generation)
-    }
-
-    async fn newest(&self, generation: &v1::Generation) -> Result<u64, Failed> {
-        let uuid = uuid::Uuid::parse_str(&generation.volume_uuid)
-            .map_err(|error| Failed::new(FailureKind::Damaged, format!("a volume's uuid: {error}")))?;
-        let newest = self.0.catalogue.generation(uuid, Selector::Latest).await?;
-        Ok(newest.map_or(generation.number, |newest| newest.generation.number))
     }
 
     /// Sets or takes off protection: a new revision of the manifest first, then what is visible.
@@ -92,7 +82,7 @@ impl GenerationService {
             return Ok(generation);
         }
         generation.protected = request.protected;
-        let revision = revision.saturating_add(1);
+        let revision = next_revision(revision, self.0.now_ms());
         let (manifest, record) = Manifest::new(&generation, revision).record();
         self.0.store.put(vec![record]).await?;
         if !self.0.catalogue.set_protected(&generation, revision, manifest).await? {
@@ -104,6 +94,12 @@ impl GenerationService {
         }
         Ok(generation)
     }
+}
+
+fn key_of(generation: &v1::Generation) -> Result<GenerationKey, Failed> {
+    let volume = uuid::Uuid::parse_str(&generation.volume_uuid)
+        .map_err(|error| Failed::new(FailureKind::Damaged, format!("a volume's uuid: {error}")))?;
+    Ok(GenerationKey { volume, number: generation.number })
 }
 
 #[tonic::async_trait]
