@@ -185,6 +185,8 @@ pub struct Repository {
     /// Held while a generation is deleted or its protection changed, so that the record and the catalogue
     /// say the same.
     pub(crate) marking: tokio::sync::Mutex<()>,
+    /// Held by the one collection that runs.
+    pub(crate) collecting: tokio::sync::Mutex<()>,
     stopping: watch::Sender<bool>,
     /// The last field: given back after the store has let go of its files.
     _lock: File,
@@ -253,6 +255,7 @@ impl Repository {
             processors: Arc::new(Semaphore::new(processors)),
             readers: Arc::new(Semaphore::new(READERS)),
             marking: tokio::sync::Mutex::default(),
+            collecting: tokio::sync::Mutex::default(),
             stopping: watch::Sender::new(false),
             _lock: lock,
         }))

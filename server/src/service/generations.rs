@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     catalogue::{Entry, GenerationKey},
+    collect,
     manifest::{Manifest, next_revision},
     repository::Repository,
     retention::{self, Kept},
@@ -77,6 +78,7 @@ impl GenerationService {
     /// Sets or takes off protection: a new revision of the manifest first, then what is visible.
     async fn protect(&self, request: v1::ProtectGenerationRequest) -> Result<v1::Generation, Failed> {
         let _marking = self.0.marking.lock().await;
+        let _claim = self.0.store.claim();
         let Entry { mut generation, revision } = self.0.generation(request.volume, request.selector).await?;
         if generation.protected == request.protected {
             return Ok(generation);
@@ -104,6 +106,7 @@ fn key_of(generation: &v1::Generation) -> Result<GenerationKey, Failed> {
 
 #[tonic::async_trait]
 impl v1::repository_server::Repository for GenerationService {
+    type CollectStream = Pin<Box<dyn Stream<Item = Result<v1::CollectEvent, Status>> + Send>>;
     type VerifyStream = Pin<Box<dyn Stream<Item = Result<v1::VerifyEvent, Status>> + Send>>;
 
     async fn info(&self, _: Request<v1::InfoRequest>) -> Result<Response<v1::InfoResponse>, Status> {
@@ -162,6 +165,15 @@ impl v1::repository_server::Repository for GenerationService {
     ) -> Result<Response<Self::VerifyStream>, Status> {
         let plan = verify::Plan::of(&self.0, request.into_inner()).await?;
         let events = verify::start(Arc::clone(&self.0), plan);
+        Ok(Response::new(Box::pin(ReceiverStream::new(events))))
+    }
+
+    async fn collect(
+        &self,
+        request: Request<v1::CollectRequest>,
+    ) -> Result<Response<Self::CollectStream>, Status> {
+        let options = collect::Options::of(&request.into_inner())?;
+        let events = collect::start(Arc::clone(&self.0), options);
         Ok(Response::new(Box::pin(ReceiverStream::new(events))))
     }
 }
