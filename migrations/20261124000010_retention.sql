@@ -1,8 +1,9 @@
 -- Listing, deletion with a grace period, and schedules. Times are unix times in milliseconds.
 
--- Serves lists, counts and sums of what is visible without touching the rows.
+-- Serves counts and sums of what is visible without touching the rows. (deleted_at_ms is NULL in all of it; SQLite
+-- looks for it in the rows if it is not there.)
 DROP INDEX generations_alive;
-CREATE INDEX generations_alive ON generations (volume_uuid, number, created_at_ms, mapped_bytes)
+CREATE INDEX generations_alive ON generations (volume_uuid, number, created_at_ms, mapped_bytes, deleted_at_ms)
     WHERE deleted_at_ms IS NULL;
 
 -- Finds what was deleted without passing over what is visible.

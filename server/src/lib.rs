@@ -3,19 +3,25 @@
 
 mod catalogue;
 mod collect;
+pub mod config;
 mod content;
 mod environment;
+mod health;
 mod ingest;
 mod manifest;
 mod map_tree;
 mod marking;
+mod metrics;
 mod repository;
 mod retention;
+pub mod schedule;
 mod service;
 pub mod store;
 mod verify;
 
 pub use catalogue::CatalogueError;
 pub use environment::{Clock, Environment, Random};
+pub use metrics::serve_metrics;
 pub use repository::{InitOptions, Repository, RepositoryError};
+pub use retention::{InvalidPattern, KeepsNothing, Pattern, Policy, RetentionRule};
 pub use service::{ServeError, routes, serve};

@@ -19,6 +19,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use thinbak_proto::{Failed, FailureKind};
@@ -35,6 +36,8 @@ pub(crate) use volumes::{check_volume_name, selector_of};
 use crate::{
     catalogue::{Catalogue, CatalogueError},
     environment::Environment,
+    metrics::Metrics,
+    retention::RetentionRule,
     store::{Store, StoreError},
 };
 
@@ -187,6 +190,10 @@ pub struct Repository {
     pub(crate) marking: tokio::sync::Mutex<()>,
     /// Held by the one collection that runs.
     pub(crate) collecting: tokio::sync::Mutex<()>,
+    /// What was done since the repository was opened.
+    pub(crate) metrics: Metrics,
+    /// The policies of the server's configuration; the first that matches a volume counts.
+    retention: parking_lot::RwLock<Arc<[RetentionRule]>>,
     stopping: watch::Sender<bool>,
     /// The last field: given back after the store has let go of its files.
     _lock: File,
@@ -256,6 +263,8 @@ impl Repository {
             readers: Arc::new(Semaphore::new(READERS)),
             marking: tokio::sync::Mutex::default(),
             collecting: tokio::sync::Mutex::default(),
+            metrics: Metrics::default(),
+            retention: parking_lot::RwLock::new(Arc::new([])),
             stopping: watch::Sender::new(false),
             _lock: lock,
         }))
@@ -267,6 +276,20 @@ impl Repository {
         self.stop();
         self.store.clone().close().await;
         self.catalogue.close().await;
+    }
+
+    /// Sets the policies that are applied when none is named. They are kept in memory only.
+    pub fn set_retention(&self, rules: Vec<RetentionRule>) {
+        *self.retention.write() = rules.into();
+    }
+
+    pub(crate) fn retention(&self) -> Arc<[RetentionRule]> {
+        Arc::clone(&self.retention.read())
+    }
+
+    /// Sets how long deletions can be undone, now and from now on; kept in the catalogue.
+    pub async fn set_grace(&self, grace: Duration) -> Result<(), CatalogueError> {
+        self.catalogue.set_grace_ms(u64::try_from(grace.as_millis()).unwrap_or(u64::MAX)).await
     }
 
     /// Tells running sessions to end; what they had acknowledged stays usable.

@@ -176,6 +176,17 @@ impl Store {
         self.inner.shared.stats()
     }
 
+    /// Why the last put could not be stored. Gone with the next one that is.
+    pub(crate) fn write_failure(&self) -> Option<StoreError> {
+        self.inner.shared.write_failure.lock().clone()
+    }
+
+    /// Room for new packs in bytes, without what is kept free; `None` where the system does not say.
+    pub(crate) async fn available_bytes(&self) -> Option<u64> {
+        let shared = self.inner.shared.clone();
+        spawn_blocking(move || shared.medium.available_bytes().ok()).await.ok().flatten()
+    }
+
     /// Everything found wrong since the store was opened that did not stop it from working.
     pub fn problems(&self) -> Vec<Problem> {
         self.inner.shared.problems()

@@ -14,8 +14,28 @@ pub(super) struct Arguments {
     /// Log errors only
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub(super) quiet: bool,
+    /// How log lines on stderr look
+    #[arg(
+        long,
+        global = true,
+        env = "THINBAK_LOG_FORMAT",
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT"
+    )]
+    pub(super) log_format: LogFormat,
     #[command(subcommand)]
     pub(super) command: Command,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum LogFormat {
+    /// For people
+    #[default]
+    Text,
+    /// A JSON object a line
+    Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -40,6 +60,9 @@ pub(super) enum Command {
         /// Address of the loopback to listen on; port 0 takes a free one
         #[arg(long, env = "THINBAK_LISTEN", default_value = "127.0.0.1:7440", value_name = "ADDR")]
         listen: SocketAddr,
+        /// Address for `/metrics` (Prometheus) and `/health` over HTTP; they tell names and sizes of volumes
+        #[arg(long, env = "THINBAK_METRICS", value_name = "ADDR")]
+        metrics: Option<SocketAddr>,
     },
     /// Show what a repository holds
     Stats {

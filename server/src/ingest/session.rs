@@ -17,6 +17,7 @@ use crate::{
     catalogue::Selector,
     content::parse_id,
     map_tree::{EditError, Editor, FreshNode, NodeError, Tree},
+    metrics::Job,
     repository::{Pin, Repository, SessionGuard, check_volume_name},
     store::{Claim, Kind, NewRecord, PutOutcome, Store},
 };
@@ -127,6 +128,11 @@ impl Session {
         Ok(None)
     }
 
+    /// Counts a backup that ended with an error.
+    pub(super) fn failed(&self) {
+        self.repository.metrics.ended(Job::Backup, false);
+    }
+
     async fn event(&mut self) -> Event {
         if self.closing && self.in_flight.is_empty() {
             return Event::Drained;
@@ -204,9 +210,15 @@ impl Session {
     async fn commit(&mut self) -> Result<Answer, Failed> {
         self.done = true;
         let Some(backup) = self.backup.take() else { return Err(usage("a commit without a backup")) };
+        let metrics = &self.repository.metrics;
         Ok(match commit::commit(&self.repository, *backup).await? {
-            Outcome::Committed(generation) => Answer::Committed(*generation),
+            Outcome::Committed(generation) => {
+                metrics.ended(Job::Backup, true);
+                metrics.backed_up(generation.changed_bytes, generation.stored_bytes);
+                Answer::Committed(*generation)
+            }
             Outcome::Incomplete(missing) => {
+                metrics.ended(Job::Backup, false);
                 let missing = missing.iter().map(thinbak_proto::ChunkId::to_bytes).collect();
                 Answer::Incomplete(v1::BackupIncomplete { missing })
             }

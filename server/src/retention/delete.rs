@@ -1,4 +1,4 @@
-//! Deleting, undeleting and forgetting.
+//! Deleting, undeleting and forgetting; and protecting from it.
 
 use thinbak_proto::{Failed, FailureKind, v1};
 
@@ -74,6 +74,27 @@ async fn deletable(repository: &Repository, key: GenerationKey) -> Result<Result
     }
     let newest = catalogue.newest(key.volume).await?;
     Ok(if newest.is_none_or(|newest| newest <= key.number) { Err(Kept::Newest) } else { Ok(entry) })
+}
+
+/// Sets or takes off protection: a manifest first, then what is visible. `None`: it is not there.
+pub(crate) async fn protect(
+    repository: &Repository,
+    key: GenerationKey,
+    protected: bool,
+    now_ms: u64,
+) -> Result<Option<v1::Generation>, Failed> {
+    let _marking = repository.marking.lock().await;
+    let found = repository.catalogue.generation(key.volume, Selector::Number(key.number)).await?;
+    let Some(Entry { mut generation, revision }) = found else { return Ok(None) };
+    if generation.protected == protected {
+        return Ok(Some(generation));
+    }
+    generation.protected = protected;
+    let revision = next_revision(revision, now_ms);
+    let (manifest, record) = Manifest::new(&generation, revision).record();
+    repository.store.put(vec![record]).await?;
+    let set = repository.catalogue.set_protected(&generation, revision, manifest).await?;
+    Ok(set.then_some(generation))
 }
 
 /// Makes a deleted generation visible again: a manifest that the tombstone does not end first, then what is

@@ -56,6 +56,8 @@ pub(super) struct Shared {
     pub(super) touched: Arc<Touched>,
     problems: Mutex<Vec<Problem>>,
     stats: Mutex<StoreStats>,
+    /// Why the last batch could not be stored, until one can.
+    pub(super) write_failure: Mutex<Option<StoreError>>,
 }
 
 impl Shared {
@@ -70,6 +72,7 @@ impl Shared {
             touched: Arc::default(),
             problems: Mutex::default(),
             stats: Mutex::default(),
+            write_failure: Mutex::default(),
         }
     }
 

@@ -175,6 +175,14 @@ impl Writer {
     fn serve(&mut self, batch: Vec<(Vec<Prepared>, Answer<PutOutcome>)>) {
         let (requests, answers): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
         let result = self.commit(&requests);
+        match &result {
+            Err(error) => *self.shared.write_failure.lock() = Some(error.clone()),
+            Ok(outcomes) if outcomes.iter().any(|outcome| outcome.new_records > 0) => {
+                *self.shared.write_failure.lock() = None;
+            }
+            // Nothing was written: nothing is known.
+            Ok(_) => {}
+        }
         for (place, answer) in answers.into_iter().enumerate() {
             let answered = match &result {
                 Ok(outcomes) => Ok(outcomes.get(place).copied().unwrap_or_default()),
