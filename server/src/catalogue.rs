@@ -6,6 +6,7 @@
 
 mod deletion;
 mod listing;
+mod quarantine;
 mod range;
 mod rows;
 mod schedules;
@@ -28,6 +29,7 @@ use uuid::Uuid;
 
 pub(crate) use deletion::{Deleted, Deletion, GenerationKey, Root};
 pub(crate) use listing::{Filter, Position};
+pub(crate) use quarantine::{QuarantineEntry, Unhealed};
 use rows::{generation_of, signed, unsigned};
 
 static MIGRATOR: Migrator = sqlx::migrate!("../migrations");

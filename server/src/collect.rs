@@ -181,7 +181,7 @@ pub(crate) async fn run(
     }))
     .await?;
     if !options.dry_run {
-        Sweep::new(&repository.store, &marked, &options).run(&plan, &mut summary, report).await?;
+        Sweep::new(repository, &marked, &options).run(&plan, &mut summary, report).await?;
     }
     summary.freed_bytes = signed(summary.removed_bytes).saturating_sub(signed(summary.moved_bytes));
     summary.seconds = started.elapsed().as_secs_f64();

@@ -125,6 +125,10 @@ impl Repository {
             let more = if others == 0 { String::new() } else { format!(", and {others} more") };
             causes.push((Cause::Packs, format!("{first}{more}")));
         }
+        match self.store.unhealed() {
+            0 => {}
+            count => causes.push((Cause::Damage, format!("{count} damaged records are in quarantine"))),
+        }
         Health { causes }
     }
 }

@@ -157,6 +157,12 @@ async fn sizes(repository: &Repository, registry: &mut Registry) {
     registry.register_with_unit("repository", "What the repository holds and takes", Unit::Bytes, sizes);
     gauge(registry, "packs", "Packs", store.packs);
     gauge(registry, "chunks", "Distinct chunks", store.chunks);
+    gauge(
+        registry,
+        "damaged_records",
+        "Damaged records that nothing has replaced yet",
+        repository.store.unhealed() as u64,
+    );
     gauge(registry, "sessions", "Backups under way", repository.sessions.count());
     if let Some(bytes) = repository.store.available_bytes().await {
         let room = ConstGauge::new(bytes);

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use thinbak_proto::{ChunkId, v1};
+use thinbak_proto::{ChunkId, Failed, v1};
 use v1::{CollectReason, collect_event::Event};
 
 use super::{
@@ -10,7 +10,10 @@ use super::{
     plan::{Doomed, Plan},
     roots::Marked,
 };
-use crate::store::{PackRecord, Removal, Store};
+use crate::{
+    repository::Repository,
+    store::{PackRecord, Removal, Store},
+};
 
 /// Records are copied in groups of at most so many bytes (or one record): so much memory is taken, and puts wait
 /// no longer than one group takes.
@@ -19,6 +22,7 @@ const GROUP_BYTES: u64 = 4 << 20;
 const ATTEMPTS: usize = 3;
 
 pub(super) struct Sweep<'a> {
+    repository: &'a Repository,
     store: &'a Store,
     marked: &'a Marked,
     throttle: Throttle,
@@ -50,9 +54,10 @@ impl Kept {
 }
 
 impl<'a> Sweep<'a> {
-    pub(super) fn new(store: &'a Store, marked: &'a Marked, options: &Options) -> Self {
+    pub(super) fn new(repository: &'a Repository, marked: &'a Marked, options: &Options) -> Self {
         let throttle = Throttle::new(options.rate);
-        Self { store, marked, throttle, progress: v1::CollectProgress::default() }
+        let store = &repository.store;
+        Self { repository, store, marked, throttle, progress: v1::CollectProgress::default() }
     }
 
     pub(super) async fn run(
@@ -72,7 +77,10 @@ impl<'a> Sweep<'a> {
             let kept = outcome?;
             let freed_bytes = if kept.is_none() { pack.len } else { 0 };
             match kept {
-                None => summary.removed_packs += 1,
+                None => {
+                    summary.removed_packs += 1;
+                    self.repository.forget_packs(&[pack.number]).await.map_err(Failed::from)?;
+                }
                 Some(_) => summary.kept_packs += 1,
             }
             summary.removed_bytes += freed_bytes;

@@ -84,6 +84,7 @@ pub(crate) async fn protect(
     now_ms: u64,
 ) -> Result<Option<v1::Generation>, Failed> {
     let _marking = repository.marking.lock().await;
+    let _claim = repository.store.claim();
     let found = repository.catalogue.generation(key.volume, Selector::Number(key.number)).await?;
     let Some(Entry { mut generation, revision }) = found else { return Ok(None) };
     if generation.protected == protected {

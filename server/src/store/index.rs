@@ -7,6 +7,7 @@
 //! at the next open.
 
 use std::{
+    collections::HashSet,
     fs,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
@@ -24,6 +25,7 @@ use super::{
         INDEX_VERSION, Put, Take, record_len,
     },
     layout::PackEntry,
+    quarantine::RecordPlace,
     record::{Kind, lengths_allowed},
 };
 
@@ -64,6 +66,11 @@ impl Location {
             plain_len: entry.plain_len,
             kind: entry.kind,
         }
+    }
+
+    /// Where the record lies, without what it is.
+    pub(crate) fn place(&self) -> RecordPlace {
+        RecordPlace { pack: self.pack, offset: self.offset }
     }
 
     /// First byte after the record.
@@ -317,7 +324,7 @@ impl Index {
     }
 
     /// Makes the next open build the index anew.
-    fn condemn(&self) {
+    pub(super) fn condemn(&self) {
         tracing::error!(path = %self.path.display(), "the chunk index is damaged; it is rebuilt at the next start");
         if let Err(error) = fs::write(&self.rebuild_mark, b"") {
             tracing::error!(%error, path = %self.rebuild_mark.display(), "the rebuild mark could not be written");
@@ -357,9 +364,22 @@ impl Index {
         entries: &[PackEntry],
         mark: &Mark,
     ) -> Result<(), StoreError> {
+        self.cover_all_but(pack, first, entries, mark, &HashSet::new())
+    }
+
+    /// The same without the records at some offsets.
+    pub(super) fn cover_all_but(
+        &self,
+        pack: u32,
+        first: usize,
+        entries: &[PackEntry],
+        mark: &Mark,
+        left_out: &HashSet<u32>,
+    ) -> Result<(), StoreError> {
         self.write(|handle| {
             let mut batch = handle.database.batch();
-            for (ordinal, entry) in (u32::try_from(first).unwrap_or(u32::MAX)..).zip(entries) {
+            let entries = (u32::try_from(first).unwrap_or(u32::MAX)..).zip(entries);
+            for (ordinal, entry) in entries.filter(|(_, entry)| !left_out.contains(&entry.offset)) {
                 batch.insert(&handle.entries, entry.id, Location::of(pack, ordinal, entry).encode());
             }
             batch.insert(&handle.entries, mark_key(pack), mark.encode());

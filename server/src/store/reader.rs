@@ -86,6 +86,7 @@ fn read_located(
         for span in spans(run) {
             let group = run.get(span).unwrap_or_default();
             for (wanted, read) in group.iter().zip(read_group(&pack, group, ids)) {
+                let read = again(shared, &pack, wanted, ids, read);
                 if let Some(result) = results.get_mut(wanted.place) {
                     *result = Some(read);
                 }
@@ -150,6 +151,21 @@ fn read_group(
             }
         })
         .collect()
+}
+
+/// Reads a damaged record once more; one that is damaged then too is put into quarantine.
+fn again(
+    shared: &Shared,
+    pack: &Result<Arc<Pack>, StoreError>,
+    wanted: &Wanted,
+    ids: &[[u8; 32]],
+    read: Result<StoredRecord, StoreError>,
+) -> Result<StoredRecord, StoreError> {
+    let (Ok(pack), Err(error), Some(id)) = (pack, &read, ids.get(wanted.place)) else { return read };
+    if !error.is_damage() {
+        return read;
+    }
+    pack.read_record(&wanted.location, id).inspect_err(|error| shared.stumbled(&wanted.location, id, error))
 }
 
 /// End of a record without its padding.

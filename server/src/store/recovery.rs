@@ -1,12 +1,12 @@
 //! Bringing packs and index together when a store is opened: unfinished packs are completed, packs that
 //! the index does not cover are read into it, and what is wrong is noted without stopping the rest.
 
-use std::io::IoSlice;
+use std::{collections::HashSet, io::IoSlice};
 
 use super::{
     error::{Problem, StoreError},
     format::{MAX_PACK_LEN, PACK_HEADER_LEN},
-    index::{Mark, PackState},
+    index::{Location, Mark, PackState},
     layout::{PackEntry, encode_tail},
     medium::PackFile,
     pack::Pack,
@@ -77,6 +77,7 @@ fn compare(shared: &Shared, files: &[PackFile]) -> Result<Comparison, StoreError
         match files.next_if(|file| file.number == number) {
             _ if mark.state == PackState::Retired => retired.push(number),
             None => {
+                shared.miss();
                 shared.report(Problem::Pack(StoreError::PackMissing { pack: number }));
             }
             Some(file) => {
@@ -140,13 +141,34 @@ fn recover_pack(shared: &Shared, file: PackFile, mark: Option<Mark>) -> Result<(
             Mark::new(PackState::Unfinished, end, &entries)
         }
     };
-    shared.index.cover(file.number, 0, &entries, &new_mark)?;
+    let worse = worse_places(shared, file.number, &entries)?;
+    shared.index.cover_all_but(file.number, 0, &entries, &new_mark, &worse)?;
     if let Some(mark) = mark {
         shared.remove_pack(file.len, &mark);
     }
     shared.know(file.number);
     shared.add_pack(new_mark.len, &new_mark);
     Ok(())
+}
+
+/// The offsets of those records of a pack that are in quarantine and that the index has elsewhere: they must not
+/// take the place of what healed them.
+fn worse_places(shared: &Shared, pack: u32, entries: &[PackEntry]) -> Result<HashSet<u32>, StoreError> {
+    let known: HashSet<u32> = shared.quarantine.of_pack(pack).into_iter().map(|place| place.offset).collect();
+    if known.is_empty() {
+        return Ok(known);
+    }
+    let suspects: Vec<&PackEntry> = entries.iter().filter(|entry| known.contains(&entry.offset)).collect();
+    let ids: Vec<[u8; 32]> = suspects.iter().map(|entry| entry.id).collect();
+    let located = shared.index.locate(&ids)?;
+    let elsewhere = |entry: &PackEntry, location: &Location| {
+        (location.pack, location.offset) != (pack, entry.offset) && shared.reachable(location)
+    };
+    let worse = suspects.into_iter().zip(located);
+    Ok(worse
+        .filter(|(entry, found)| found.is_some_and(|location| elsewhere(entry, &location)))
+        .map(|(entry, _)| entry.offset)
+        .collect())
 }
 
 /// Cuts a pack behind its last whole record and seals it. Returns its length.

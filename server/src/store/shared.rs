@@ -1,16 +1,23 @@
 //! What readers and the writer of a store have in common.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use parking_lot::{Mutex, RwLock};
 use quick_cache::sync::Cache;
 use uuid::Uuid;
 
 use super::{
-    error::{Problem, StoreError},
+    error::{DamageReason, Problem, StoreError},
     index::{Index, Location, Mark},
     medium::Medium,
     pack::Pack,
+    quarantine::{DamagedRecord, Quarantine, RecordPlace},
     record::Kind,
     touched::Touched,
 };
@@ -49,10 +56,13 @@ pub(super) struct Shared {
     pub(super) medium: Arc<dyn Medium>,
     pub(super) clock: Clock,
     pub(super) index: Index,
+    pub(super) quarantine: Quarantine,
     packs: Cache<u32, Arc<Pack>>,
     /// The packs that are there, and how many bytes of each can be read. An entry of the index that points into another one
     /// counts for nothing.
     known: RwLock<HashMap<u32, u64>>,
+    /// A pack is missing, or less than a whole one.
+    any_withdrawn: AtomicBool,
     pub(super) touched: Arc<Touched>,
     problems: Mutex<Vec<Problem>>,
     stats: Mutex<StoreStats>,
@@ -61,14 +71,22 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(repository: Uuid, medium: Arc<dyn Medium>, index: Index, clock: Clock) -> Self {
+    pub(super) fn new(
+        repository: Uuid,
+        medium: Arc<dyn Medium>,
+        index: Index,
+        quarantine: Quarantine,
+        clock: Clock,
+    ) -> Self {
         Self {
             repository,
             medium,
             clock,
             index,
+            quarantine,
             packs: Cache::new(OPEN_PACKS),
             known: RwLock::default(),
+            any_withdrawn: AtomicBool::new(false),
             touched: Arc::default(),
             problems: Mutex::default(),
             stats: Mutex::default(),
@@ -105,7 +123,14 @@ impl Shared {
     /// not.
     pub(super) fn withdraw(&self, pack: u32, readable: u64) -> bool {
         let mut known = self.known.write();
-        known.get_mut(&pack).is_some_and(|before| std::mem::replace(before, readable) != readable)
+        let news = known.get_mut(&pack).is_some_and(|before| std::mem::replace(before, readable) != readable);
+        self.any_withdrawn.fetch_or(news, Ordering::AcqRel);
+        news
+    }
+
+    /// Notes that a pack is missing that should be there.
+    pub(super) fn miss(&self) {
+        self.any_withdrawn.store(true, Ordering::Release);
     }
 
     /// Notes that a pack is gone.
@@ -123,9 +148,15 @@ impl Shared {
         self.known.read().get(&pack) == Some(&u64::MAX)
     }
 
+    /// Whether any pack is missing, cut off or another one than its name says.
+    pub(super) fn any_withdrawn(&self) -> bool {
+        self.any_withdrawn.load(Ordering::Acquire)
+    }
+
     /// Whether a record can be there, as far as is known without reading it.
     pub(super) fn reachable(&self, location: &Location) -> bool {
-        self.known.read().get(&location.pack).is_some_and(|readable| location.end() <= *readable)
+        !self.quarantine.contains(location.place())
+            && self.known.read().get(&location.pack).is_some_and(|readable| location.end() <= *readable)
     }
 
     /// Where the records of `ids` are, in their order, as far as they are [`reachable`](Self::reachable).
@@ -140,6 +171,36 @@ impl Shared {
         let located = self.locate(ids)?;
         self.touched.insert(located.iter().flatten());
         Ok(located)
+    }
+
+    /// Quarantines a record that was read twice and is damaged. Anything but damage at that place is none of
+    /// its business: a pack that is missing as a whole is withdrawn, and where another record lies it is the index
+    /// that is wrong.
+    pub(super) fn stumbled(&self, location: &Location, id: &[u8; 32], error: &StoreError) {
+        match error {
+            StoreError::Damaged { reason: DamageReason::OtherRecord, .. } => self.index.condemn(),
+            StoreError::Damaged { .. } | StoreError::PackTruncated { .. } => {
+                let reason = error.to_string();
+                self.quarantine(DamagedRecord {
+                    place: location.place(),
+                    id: *id,
+                    kind: location.kind,
+                    reason,
+                });
+            }
+            _ => {}
+        }
+    }
+
+    /// Adds a record to the quarantine. False if it was there.
+    pub(super) fn quarantine(&self, damaged: DamagedRecord) -> bool {
+        let RecordPlace { pack, offset } = damaged.place;
+        let (kind, reason) = (damaged.kind, damaged.reason.clone());
+        let new = self.quarantine.add(damaged);
+        if new {
+            tracing::error!(pack, offset, ?kind, reason, "a damaged record is put into quarantine");
+        }
+        new
     }
 
     /// Notes and logs a problem.

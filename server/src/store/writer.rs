@@ -46,6 +46,8 @@ pub struct PutOutcome {
     pub new_plain_bytes: u64,
     /// Bytes appended for them, headers included.
     pub new_stored_bytes: u64,
+    /// Plain bytes of those that took the place of damaged or lost ones.
+    pub healed_plain_bytes: u64,
 }
 
 /// A record whose bytes were hashed and whose lengths were checked.
@@ -197,15 +199,25 @@ impl Writer {
     fn commit(&mut self, requests: &[Vec<Prepared>]) -> Result<Vec<PutOutcome>, StoreError> {
         let ids: Vec<[u8; 32]> = requests.iter().flatten().map(|record| record.header.id).collect();
         // Nothing is taken out of the index before this has returned: that is done on this thread.
-        let located = self.shared.locate(&ids)?;
-        self.shared.touched.insert(located.iter().flatten());
-        let mut known = located.iter().map(Option::is_some);
+        let located = self.shared.index.locate(&ids)?;
+        let there = located.iter().flatten().filter(|location| self.shared.reachable(location));
+        self.shared.touched.insert(there.collect::<Vec<_>>().into_iter());
+        let mut known = located.iter().copied();
+        let mut healed = Vec::new();
         let mut seen = HashSet::new();
         let mut outcomes = vec![PutOutcome::default(); requests.len()];
         let mut fresh = Vec::new();
         for (request, outcome) in requests.iter().zip(&mut outcomes) {
             for record in request {
-                if known.next() == Some(false) && seen.insert(record.header.id) {
+                let found = known.next().flatten();
+                if found.is_some_and(|location| self.shared.reachable(&location)) {
+                    continue;
+                }
+                if seen.insert(record.header.id) {
+                    if let Some(location) = found {
+                        outcome.healed_plain_bytes += u64::from(record.header.plain_len);
+                        healed.push(location.place());
+                    }
                     outcome.new_records += 1;
                     outcome.new_plain_bytes += u64::from(record.header.plain_len);
                     outcome.new_stored_bytes += record.header.record_len();
@@ -217,6 +229,7 @@ impl Writer {
             self.check_room(outcomes.iter().map(|outcome| outcome.new_stored_bytes).sum())?;
         }
         self.store(&fresh)?;
+        healed.into_iter().for_each(|place| self.shared.quarantine.heal(place));
         Ok(outcomes)
     }
 
