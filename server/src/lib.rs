@@ -2,6 +2,7 @@
 //! them. The same library is the embedded repository of a client.
 
 mod catalogue;
+mod collect;
 pub mod config;
 mod content;
 mod environment;

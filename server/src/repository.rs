@@ -189,6 +189,8 @@ pub struct Repository {
     /// Held while a generation is deleted or its protection changed, so that the record and the catalogue
     /// say the same.
     pub(crate) marking: tokio::sync::Mutex<()>,
+    /// Held by the one collection that runs.
+    pub(crate) collecting: tokio::sync::Mutex<()>,
     /// What was done since the repository was opened.
     pub(crate) metrics: Metrics,
     /// The policies of the server's configuration; the first that matches a volume counts.
@@ -266,6 +268,7 @@ impl Repository {
             processors: Arc::new(Semaphore::new(processors)),
             readers: Arc::new(Semaphore::new(READERS)),
             marking: tokio::sync::Mutex::default(),
+            collecting: tokio::sync::Mutex::default(),
             metrics: Metrics::default(),
             retention: parking_lot::RwLock::new(Arc::new([])),
             stopping: watch::Sender::new(false),
