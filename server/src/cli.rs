@@ -1,7 +1,9 @@
 //! What a person types, reads and gets as exit code. Data goes to stdout, all else to stderr.
 
 mod arguments;
+mod catalogue;
 mod output;
+mod place;
 
 use std::{io::IsTerminal as _, net::SocketAddr, path::Path, process::ExitCode, sync::Arc};
 
@@ -74,6 +76,9 @@ async fn run(command: Command, output: &Output) -> Result<u8, Failed> {
             let request = verify_request(volume.as_deref(), sample)?;
             with_repository(&repo, |client| verify(client, request, output)).await
         }
+        Command::RebuildCatalogue { repo, json: _ } => catalogue::rebuild(&repo, output).await,
+        Command::BackupCatalogue { place, keep, json: _ } => catalogue::back_up(&place, keep, output).await,
+        Command::RestoreCatalogue { repo, copy, json: _ } => catalogue::restore(&repo, &copy, output).await,
     }
 }
 

@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     catalogue::{Entry, Selector},
     manifest::{Manifest, Tombstone},
-    repository::{Repository, now_ms},
+    repository::{CatalogueBackup, Repository, now_ms},
     verify,
 };
 
@@ -167,5 +167,19 @@ impl v1::repository_server::Repository for GenerationService {
         let plan = verify::Plan::of(&self.0, request.into_inner()).await?;
         let events = verify::start(Arc::clone(&self.0), plan);
         Ok(Response::new(Box::pin(ReceiverStream::new(events))))
+    }
+
+    async fn backup_catalogue(
+        &self,
+        request: Request<v1::BackupCatalogueRequest>,
+    ) -> Result<Response<v1::BackupCatalogueResponse>, Status> {
+        let keep = match request.into_inner().keep {
+            0 => Repository::CATALOGUE_BACKUPS,
+            keep => usize::try_from(keep).unwrap_or(usize::MAX),
+        };
+        let CatalogueBackup { path, bytes, removed } =
+            self.0.back_up_catalogue(keep).await.map_err(Failed::from)?;
+        let path = path.display().to_string();
+        Ok(Response::new(v1::BackupCatalogueResponse { path, bytes, removed }))
     }
 }
