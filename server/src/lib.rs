@@ -16,6 +16,7 @@ mod manifest;
 mod map_tree;
 mod marking;
 mod metrics;
+mod rebuild;
 mod repository;
 mod retention;
 pub mod schedule;
@@ -33,6 +34,10 @@ pub mod testing {
 pub use catalogue::CatalogueError;
 pub use environment::{Clock, Environment, Random};
 pub use metrics::serve_metrics;
-pub use repository::{InitOptions, Repository, RepositoryError};
+pub use rebuild::{
+    Damage, MAX_DAMAGE, ONLY_IN_THE_CATALOGUE, OnlyInTheCatalogue, Rebuilt, rebuild_catalogue,
+    restore_catalogue,
+};
+pub use repository::{CatalogueBackup, InitOptions, Repository, RepositoryError};
 pub use retention::{InvalidPattern, KeepsNothing, Pattern, Policy, RetentionRule};
 pub use service::{ServeError, routes, serve};

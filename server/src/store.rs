@@ -136,6 +136,19 @@ impl Store {
         Ok(Self { inner: Arc::new(inner) })
     }
 
+    /// Makes the next open make the chunk index anew, whatever it holds.
+    pub(crate) fn condemn_index(dir: &Path) -> Result<(), StoreError> {
+        let mark = dir.join(INDEX_REBUILD_MARK);
+        fs::write(&mark, b"")
+            .and_then(|()| medium::sync_dir(dir))
+            .map_err(|source| StoreError::io("writing the rebuild mark", &mark, source))
+    }
+
+    /// Whether there is an index that could be opened.
+    pub(crate) fn has_index(dir: &Path) -> bool {
+        dir.join(INDEX_DIR).is_dir() && !dir.join(INDEX_REBUILD_MARK).exists()
+    }
+
     /// Stores records. When this returns `Ok`, every one of them is on stable storage and is found by its
     /// id, whether it is new or was there before. After an error some of them may be stored.
     pub async fn put(&self, records: Vec<NewRecord>) -> Result<PutOutcome, StoreError> {
