@@ -1,6 +1,6 @@
 //! The grammar.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 
@@ -138,6 +138,13 @@ pub(super) enum Command {
         /// Share of the chunks to read back, chosen at random
         #[arg(long, default_value = "100%", value_parser = parse_share, value_name = "PERCENT")]
         sample: f64,
+        /// Only packs that were not read back whole for so long, like 30d or 12h; a run that is broken off goes on
+        /// where it was
+        #[arg(long, value_parser = parse_age, value_name = "AGE", conflicts_with = "volume")]
+        older_than: Option<Duration>,
+        /// Read no more bytes in a second than this, like 50M
+        #[arg(long, value_parser = parse_rate, value_name = "SIZE")]
+        rate: Option<u64>,
         /// Print a JSON object a line
         #[arg(long)]
         json: bool,
@@ -182,6 +189,28 @@ fn parse_size(text: &str) -> Result<u32, String> {
     number.checked_mul(unit).ok_or_else(|| format!("{text:?} is too large"))
 }
 
+/// A duration like `90m`, `12h`, `30d` or `4w`.
+fn parse_age(text: &str) -> Result<Duration, String> {
+    let invalid = || format!("{text:?} is no duration like 90m, 12h, 30d or 4w");
+    let (digits, seconds) = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400), ('w', 604_800)]
+        .into_iter()
+        .find_map(|(unit, seconds)| Some((text.strip_suffix(unit)?, seconds)))
+        .ok_or_else(invalid)?;
+    let number: u64 = digits.parse().map_err(|_| invalid())?;
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(|| format!("{text:?} is too long"))
+}
+
+/// Bytes in a second, or with K, M or G that many KiB, MiB or GiB.
+fn parse_rate(text: &str) -> Result<u64, String> {
+    let invalid = || format!("{text:?} is no rate like 800K, 50M or 1G");
+    let (digits, unit) = [('K', 10), ('M', 20), ('G', 30)]
+        .into_iter()
+        .find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, 1u64 << shift)))
+        .unwrap_or((text, 1));
+    let number: u64 = digits.parse().map_err(|_| invalid())?;
+    number.checked_mul(unit).filter(|rate| *rate > 0).ok_or_else(invalid)
+}
+
 /// A share from `5%` or `0.05`.
 fn parse_share(text: &str) -> Result<f64, String> {
     let share = match text.strip_suffix('%') {
@@ -206,6 +235,16 @@ mod tests {
         assert_eq!(parse_share("5%"), Ok(0.05));
         assert_eq!(parse_share("1"), Ok(1.0));
         assert!(parse_share("0").is_err() && parse_share("101%").is_err() && parse_share("NaN").is_err());
+    }
+
+    #[test]
+    fn ages_and_rates_are_read_as_people_write_them() {
+        assert_eq!(parse_age("30d"), Ok(Duration::from_secs(30 * 86_400)));
+        assert_eq!(parse_age("0s"), Ok(Duration::ZERO));
+        assert!(parse_age("30").is_err() && parse_age("d").is_err() && parse_age("-1d").is_err());
+        assert!(parse_age("99999999999999999w").is_err());
+        assert_eq!(parse_rate("50M"), Ok(50 << 20));
+        assert!(parse_rate("0").is_err() && parse_rate("fast").is_err());
     }
 
     #[test]

@@ -73,6 +73,11 @@ impl Location {
         RecordPlace { pack: self.pack, offset: self.offset }
     }
 
+    /// Bytes that the record takes in the pack.
+    pub(crate) fn len(&self) -> u64 {
+        record_len(self.stored_len)
+    }
+
     /// First byte after the record.
     pub(crate) fn end(&self) -> u64 {
         u64::from(self.offset) + record_len(self.stored_len)
@@ -428,6 +433,23 @@ impl Index {
                 let number = key.last_chunk::<4>().map(|number| u32::from_be_bytes(*number));
                 let (Some(number), Some(mark)) = (number, Mark::decode(&value)) else { return Ok(false) };
                 visit(number, mark);
+            }
+            Ok(true)
+        })?;
+        if all_valid { Ok(()) } else { Err(self.invalid_entry()) }
+    }
+
+    /// Shows all records to `visit`, in the order of their ids.
+    pub(super) fn for_each_record(
+        &self,
+        mut visit: impl FnMut([u8; 32], Location),
+    ) -> Result<(), StoreError> {
+        let all_valid = self.read(|entries| {
+            for guard in entries.iter() {
+                let (key, value) = guard.into_inner()?;
+                let Ok(id) = <[u8; 32]>::try_from(&*key) else { continue };
+                let Some(location) = Location::decode(&value) else { return Ok(false) };
+                visit(id, location);
             }
             Ok(true)
         })?;
