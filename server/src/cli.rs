@@ -1,6 +1,7 @@
 //! What a person types, reads and gets as exit code. Data goes to stdout, all else to stderr.
 
 mod arguments;
+mod collect;
 mod output;
 
 use std::{io::IsTerminal as _, net::SocketAddr, path::Path, process::ExitCode, sync::Arc};
@@ -76,6 +77,9 @@ async fn run(command: Command, output: &Output) -> Result<u8, Failed> {
         Command::Verify { repo, volume, sample, json: _ } => {
             let request = verify_request(volume.as_deref(), sample)?;
             with_repository(&repo, |client| verify(client, request, output)).await
+        }
+        Command::Collect(collect) => {
+            with_repository(&collect.repo, |client| collect::run(client, &collect, output)).await
         }
     }
 }

@@ -145,6 +145,98 @@ impl Output {
     }
 }
 
+/// Collection.
+impl Output {
+    pub(super) fn collect_plan(&self, plan: &v1::CollectPlan, dry_run: bool) {
+        if self.json {
+            return self.data(json!({
+                "message_type": "plan",
+                "job": "collect",
+                "dry_run": dry_run,
+                "packs": plan.packs,
+                "pack_bytes": plan.pack_bytes,
+                "dead_packs": plan.dead_packs,
+                "dead_pack_bytes": plan.dead_pack_bytes,
+                "repack_packs": plan.repack_packs,
+                "repack_pack_bytes": plan.repack_pack_bytes,
+                "repack_live_bytes": plan.repack_live_bytes,
+                "kept_dead_bytes": plan.kept_dead_bytes,
+                "free_bytes": plan.free_bytes,
+                "expired_generations": plan.expired_generations,
+                "generations": plan.generations,
+                "lost_chunks": plan.lost_chunks,
+            }));
+        }
+        self.data(format_args!(
+            "to be freed: {} of {} in {} packs: {} in {} packs with nothing in use, {} in {} packs mostly not in use, of \
+             which {} are copied; {} not in use stay",
+            size(plan.free_bytes),
+            size(plan.pack_bytes),
+            plan.packs,
+            size(plan.dead_pack_bytes),
+            plan.dead_packs,
+            size(plan.repack_pack_bytes),
+            plan.repack_packs,
+            size(plan.repack_live_bytes),
+            size(plan.kept_dead_bytes)
+        ));
+        if plan.lost_chunks > 0 {
+            self.say(format_args!(
+                "warning: {} chunks that generations need are not stored; `thinbak-server verify` tells of which",
+                plan.lost_chunks
+            ));
+        }
+    }
+
+    pub(super) fn collect_pack(&self, pack: &v1::CollectPack) {
+        if self.json {
+            let reason = if pack.reason() == v1::CollectReason::MostlyDead { "mostly_dead" } else { "dead" };
+            return self.data(json!({
+                "message_type": "pack",
+                "job": "collect",
+                "pack": pack.pack,
+                "reason": reason,
+                "moved_bytes": pack.moved_bytes,
+                "freed_bytes": pack.freed_bytes,
+                "kept": pack.kept,
+            }));
+        }
+        if !pack.kept.is_empty() {
+            self.say(format_args!("pack {:08x} stays: {}", pack.pack, pack.kept));
+        }
+    }
+
+    pub(super) fn collected(&self, summary: &v1::CollectSummary, dry_run: bool) {
+        if self.json {
+            return self.data(json!({
+                "message_type": "summary",
+                "job": "collect",
+                "dry_run": dry_run,
+                "removed_packs": summary.removed_packs,
+                "kept_packs": summary.kept_packs,
+                "removed_bytes": summary.removed_bytes,
+                "moved_bytes": summary.moved_bytes,
+                "freed_bytes": summary.freed_bytes,
+                "expired_generations": summary.expired_generations,
+                "lost_chunks": summary.lost_chunks,
+                "seconds": summary.seconds,
+            }));
+        }
+        if std::io::stderr().is_terminal() {
+            let _ = write!(anstream::stderr().lock(), "\r\x1b[K");
+        }
+        if !dry_run {
+            self.data(format_args!(
+                "freed: {}; {} packs removed, {} copied, {} packs left for a later run",
+                size(u64::try_from(summary.freed_bytes).unwrap_or_default()),
+                summary.removed_packs,
+                size(summary.moved_bytes),
+                summary.kept_packs
+            ));
+        }
+    }
+}
+
 /// A size for people, in powers of 1024.
 fn size(bytes: u64) -> String {
     if bytes < 1024 {
