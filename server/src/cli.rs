@@ -1,14 +1,24 @@
 //! What a person types, reads and gets as exit code. Data goes to stdout, all else to stderr.
 
 mod arguments;
+mod catalogue;
 mod collect;
 mod output;
+mod place;
+mod prune;
 
-use std::{io::IsTerminal as _, net::SocketAddr, path::Path, process::ExitCode, sync::Arc};
+use std::{
+    ffi::OsStr,
+    io::IsTerminal as _,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use clap::Parser as _;
 use thinbak_proto::{Failed, FailureKind, v1};
-use thinbak_server::{InitOptions, Repository, routes, serve, serve_metrics};
+use thinbak_server::{InitOptions, Repository, config::Config, routes, schedule, serve, serve_metrics};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -23,6 +33,9 @@ use output::Output;
 /// Damage was found.
 const DAMAGED: u8 = 4;
 
+/// Where the server listens unless something else is said.
+const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 7440);
+
 /// Runs the command.
 pub(super) fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -30,7 +43,11 @@ pub(super) fn main() -> ExitCode {
     start_log(&arguments);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let outcome = match runtime {
-        Ok(runtime) => runtime.block_on(run(arguments.command, &output)),
+        Ok(runtime) => runtime.block_on(async {
+            // An empty variable says nothing.
+            let named = arguments.config.as_deref().filter(|path| path.as_os_str() != OsStr::new(""));
+            run(arguments.command, Config::read(named)?, &output).await
+        }),
         Err(error) => Err(Failed::new(FailureKind::Failed, format!("cannot start the runtime: {error}"))),
     };
     match outcome {
@@ -59,29 +76,54 @@ fn start_log(arguments: &Arguments) {
     }
 }
 
-async fn run(command: Command, output: &Output) -> Result<u8, Failed> {
+async fn run(command: Command, config: Config, output: &Output) -> Result<u8, Failed> {
     match command {
         Command::Init { repo, chunk_size, json: _ } => {
             let uuid = Repository::init(&repo, InitOptions { chunk_bytes: chunk_size }).await?;
             output.initialised(&repo, uuid, chunk_size);
             Ok(0)
         }
-        Command::Run { repo, listen, metrics } => serve_repository(&repo, listen, metrics, output).await,
+        Command::Run { repo, listen, metrics } => {
+            let listen = listen.or(config.listen).unwrap_or(DEFAULT_LISTEN);
+            serve_repository(&place(repo, &config)?, listen, metrics, config, output).await
+        }
+        Command::Prune { repo, dry_run, json: _ } => {
+            prune::run(&place(repo, &config)?, config, dry_run, output).await
+        }
         Command::Stats { repo, json: _ } => {
             let stats = |mut client: RepositoryClient<Routes>| async move {
                 Ok(client.stats(v1::StatsRequest {}).await?.into_inner())
             };
-            output.stats(&with_repository(&repo, stats).await?);
+            output.stats(&with_repository(&place(repo, &config)?, stats).await?);
             Ok(0)
         }
         Command::Verify { repo, volume, sample, json: _ } => {
             let request = verify_request(volume.as_deref(), sample)?;
-            with_repository(&repo, |client| verify(client, request, output)).await
+            with_repository(&place(repo, &config)?, |client| verify(client, request, output)).await
         }
-        Command::Collect(collect) => {
-            with_repository(&collect.repo, |client| collect::run(client, &collect, output)).await
-        }
+        Command::RebuildCatalogue { repo, json: _ } => catalogue::rebuild(&repo, output).await,
+        Command::BackupCatalogue { place, keep, json: _ } => catalogue::back_up(&place, keep, output).await,
+        Command::RestoreCatalogue { repo, copy, json: _ } => catalogue::restore(&repo, &copy, output).await,
+        Command::Collect(command) => collect::run(&command, config, output).await,
     }
+}
+
+/// The repository's directory: as the command line or the environment names it, else the configuration.
+fn place(named: Option<PathBuf>, config: &Config) -> Result<PathBuf, Failed> {
+    named.or_else(|| config.repo.clone()).ok_or_else(|| {
+        Failed::new(FailureKind::Usage, "no repository is named")
+            .with_hint("name one with --repo DIR, THINBAK_REPOSITORY, or `repo` in server.toml")
+    })
+}
+
+/// Opens a repository and tells it what the configuration says of it; in a dry run only what it does not keep.
+async fn open(dir: &Path, config: &mut Config, dry_run: bool) -> Result<Arc<Repository>, Failed> {
+    let repository = Repository::open(dir).await?;
+    repository.set_retention(std::mem::take(&mut config.retention));
+    if let Some(grace) = config.grace.filter(|_| !dry_run) {
+        repository.set_grace(grace).await?;
+    }
+    Ok(repository)
 }
 
 /// Calls the services of a repository that is opened in this process.
@@ -102,6 +144,7 @@ async fn serve_repository(
     dir: &Path,
     listen: SocketAddr,
     metrics: Option<SocketAddr>,
+    mut config: Config,
     output: &Output,
 ) -> Result<u8, Failed> {
     if !listen.ip().is_loopback() {
@@ -114,7 +157,9 @@ async fn serve_repository(
     };
     let (mut terminate, mut interrupt) =
         (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
-    let repository = Repository::open(dir).await?;
+    let repository = open(dir, &mut config, false).await?;
+    let jobs = schedule::Jobs::of(&repository);
+    jobs.check(&config.schedule)?;
     let listener = bind(listen).await?;
     output.listening(local_address(&listener)?);
     let shutdown = async move {
@@ -133,7 +178,10 @@ async fn serve_repository(
         }
         None => None,
     };
-    let served = serve(Arc::clone(&repository), listener, shutdown).await;
+    let served = tokio::select! {
+        served = serve(Arc::clone(&repository), listener, shutdown) => served,
+        () = schedule::keep(Arc::clone(&repository), config.schedule, jobs) => Ok(()),
+    };
     if let Some(scraped) = scraped {
         scraped.abort();
         // Cancelled, which was wanted, or ended by an error before.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use comfy_table::{CellAlignment, Table, presets};
+use jiff::{Timestamp, tz::TimeZone};
 use serde_json::{Value, json};
 use thinbak_proto::{Failed, v1};
 
@@ -17,12 +18,12 @@ pub(super) struct Output {
 
 impl Output {
     /// A line on stdout. That nobody reads it is the reader's choice.
-    fn data(&self, line: impl Display) {
+    pub(super) fn data(&self, line: impl Display) {
         let _ = writeln!(anstream::stdout().lock(), "{line}");
     }
 
     /// A line on stderr.
-    fn say(&self, line: impl Display) {
+    pub(super) fn say(&self, line: impl Display) {
         let _ = writeln!(anstream::stderr().lock(), "{line}");
     }
 
@@ -91,6 +92,57 @@ impl Output {
         }
     }
 
+    /// What becomes of a generation, as a line of JSON.
+    pub(super) fn decision(&self, decision: &v1::PruneDecision) {
+        self.data(json!({
+            "message_type": "status",
+            "job": "prune",
+            "volume": decision.volume_name,
+            "generation": decision.number,
+            "created_at": utc(decision.created_at_ms),
+            "action": if decision.remove { "remove" } else { "keep" },
+            "reasons": decision.reasons,
+        }));
+    }
+
+    /// What became of generations, as a table.
+    pub(super) fn decisions(&self, decisions: &[v1::PruneDecision]) {
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING);
+        table.set_header(["VOLUME", "GENERATION", "CREATED", "ACTION", "REASON"]);
+        for decision in decisions {
+            table.add_row([
+                decision.volume_name.clone(),
+                decision.number.to_string(),
+                local(decision.created_at_ms),
+                if decision.remove { "remove" } else { "keep" }.to_owned(),
+                decision.reasons.join(", "),
+            ]);
+        }
+        if let Some(column) = table.column_mut(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        self.data(table.trim_fmt());
+    }
+
+    pub(super) fn pruned(&self, summary: &v1::PruneSummary, dry_run: bool) {
+        let v1::PruneSummary { volumes, kept, removed, grace_seconds, seconds } = *summary;
+        if self.json {
+            return self.data(json!({
+                "message_type": "summary",
+                "job": "prune",
+                "dry_run": dry_run,
+                "volumes": volumes,
+                "kept": kept,
+                "removed": removed,
+                "grace_seconds": grace_seconds,
+                "seconds": seconds,
+            }));
+        }
+        let verb = if dry_run { "would be deleted" } else { "are deleted" };
+        self.say(format_args!("{removed} generations of {volumes} volumes {verb}, {kept} kept"));
+    }
+
     pub(super) fn progress(&self, progress: v1::VerifyProgress) {
         let v1::VerifyProgress { done_bytes, total_bytes } = progress;
         if self.json {
@@ -145,100 +197,23 @@ impl Output {
     }
 }
 
-/// Collection.
-impl Output {
-    pub(super) fn collect_plan(&self, plan: &v1::CollectPlan, dry_run: bool) {
-        if self.json {
-            return self.data(json!({
-                "message_type": "plan",
-                "job": "collect",
-                "dry_run": dry_run,
-                "packs": plan.packs,
-                "pack_bytes": plan.pack_bytes,
-                "dead_packs": plan.dead_packs,
-                "dead_pack_bytes": plan.dead_pack_bytes,
-                "repack_packs": plan.repack_packs,
-                "repack_pack_bytes": plan.repack_pack_bytes,
-                "repack_live_bytes": plan.repack_live_bytes,
-                "kept_dead_bytes": plan.kept_dead_bytes,
-                "free_bytes": plan.free_bytes,
-                "expired_generations": plan.expired_generations,
-                "generations": plan.generations,
-                "lost_chunks": plan.lost_chunks,
-            }));
-        }
-        self.data(format_args!(
-            "to be freed: {} of {} in {} packs: {} in {} packs with nothing in use, {} in {} packs mostly not in use, of \
-             which {} are copied; {} not in use stay",
-            size(plan.free_bytes),
-            size(plan.pack_bytes),
-            plan.packs,
-            size(plan.dead_pack_bytes),
-            plan.dead_packs,
-            size(plan.repack_pack_bytes),
-            plan.repack_packs,
-            size(plan.repack_live_bytes),
-            size(plan.kept_dead_bytes)
-        ));
-        if plan.lost_chunks > 0 {
-            self.say(format_args!(
-                "warning: {} chunks that generations need are not stored; `thinbak-server verify` tells of which",
-                plan.lost_chunks
-            ));
-        }
-    }
+/// RFC 3339 in UTC, to the millisecond.
+fn utc(ms: u64) -> String {
+    at(ms, TimeZone::UTC, "%Y-%m-%dT%H:%M:%S%.3fZ")
+}
 
-    pub(super) fn collect_pack(&self, pack: &v1::CollectPack) {
-        if self.json {
-            let reason = if pack.reason() == v1::CollectReason::MostlyDead { "mostly_dead" } else { "dead" };
-            return self.data(json!({
-                "message_type": "pack",
-                "job": "collect",
-                "pack": pack.pack,
-                "reason": reason,
-                "moved_bytes": pack.moved_bytes,
-                "freed_bytes": pack.freed_bytes,
-                "kept": pack.kept,
-            }));
-        }
-        if !pack.kept.is_empty() {
-            self.say(format_args!("pack {:08x} stays: {}", pack.pack, pack.kept));
-        }
-    }
+/// RFC 3339 in local time, to the second: the calendar of the policies.
+fn local(ms: u64) -> String {
+    at(ms, TimeZone::system(), "%Y-%m-%dT%H:%M:%S%:z")
+}
 
-    pub(super) fn collected(&self, summary: &v1::CollectSummary, dry_run: bool) {
-        if self.json {
-            return self.data(json!({
-                "message_type": "summary",
-                "job": "collect",
-                "dry_run": dry_run,
-                "removed_packs": summary.removed_packs,
-                "kept_packs": summary.kept_packs,
-                "removed_bytes": summary.removed_bytes,
-                "moved_bytes": summary.moved_bytes,
-                "freed_bytes": summary.freed_bytes,
-                "expired_generations": summary.expired_generations,
-                "lost_chunks": summary.lost_chunks,
-                "seconds": summary.seconds,
-            }));
-        }
-        if std::io::stderr().is_terminal() {
-            let _ = write!(anstream::stderr().lock(), "\r\x1b[K");
-        }
-        if !dry_run {
-            self.data(format_args!(
-                "freed: {}; {} packs removed, {} copied, {} packs left for a later run",
-                size(u64::try_from(summary.freed_bytes).unwrap_or_default()),
-                summary.removed_packs,
-                size(summary.moved_bytes),
-                summary.kept_packs
-            ));
-        }
-    }
+fn at(ms: u64, zone: TimeZone, format: &str) -> String {
+    let moment = i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    moment.map(|moment| moment.to_zoned_datetime(zone).strftime(format).to_string()).unwrap_or_default()
 }
 
 /// A size for people, in powers of 1024.
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     if bytes < 1024 {
         return format!("{bytes}B");
     }

@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     catalogue::{Deleted, Entry, Filter, GenerationKey, Position},
     collect,
-    repository::Repository,
+    repository::{CatalogueBackup, Repository},
     retention::{
         self, Kept,
         prune::{self, Prune},
@@ -222,5 +222,19 @@ impl v1::repository_server::Repository for GenerationService {
         let options = collect::Options::of(&request.into_inner())?;
         let events = collect::start(Arc::clone(&self.0), options);
         Ok(Response::new(Box::pin(ReceiverStream::new(events))))
+    }
+
+    async fn backup_catalogue(
+        &self,
+        request: Request<v1::BackupCatalogueRequest>,
+    ) -> Result<Response<v1::BackupCatalogueResponse>, Status> {
+        let keep = match request.into_inner().keep {
+            0 => Repository::CATALOGUE_BACKUPS,
+            keep => usize::try_from(keep).unwrap_or(usize::MAX),
+        };
+        let CatalogueBackup { path, bytes, removed } =
+            self.0.back_up_catalogue(keep).await.map_err(Failed::from)?;
+        let path = path.display().to_string();
+        Ok(Response::new(v1::BackupCatalogueResponse { path, bytes, removed }))
     }
 }
