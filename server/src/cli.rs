@@ -2,6 +2,7 @@
 
 mod arguments;
 mod catalogue;
+mod collect;
 mod output;
 mod place;
 mod prune;
@@ -108,6 +109,7 @@ async fn run(command: Command, config: Config, output: &Output) -> Result<u8, Fa
         Command::RebuildCatalogue { repo, json: _ } => catalogue::rebuild(&repo, output).await,
         Command::BackupCatalogue { place, keep, json: _ } => catalogue::back_up(&place, keep, output).await,
         Command::RestoreCatalogue { repo, copy, json: _ } => catalogue::restore(&repo, &copy, output).await,
+        Command::Collect(command) => collect::run(&command, config, output).await,
     }
 }
 

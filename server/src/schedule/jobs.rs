@@ -8,6 +8,7 @@ use thinbak_proto::{Failed, FailureKind, v1};
 
 use super::{Job, Scheduler};
 use crate::{
+    collect,
     config::Timetable,
     repository::Repository,
     retention::prune::{self, Prune},
@@ -37,8 +38,10 @@ impl Jobs {
     /// What can be done to a repository.
     #[must_use]
     pub fn of(repository: &Arc<Repository>) -> Self {
-        let repository = Arc::clone(repository);
-        Self::default().with(Job::Prune, move || Box::pin(prune(Arc::clone(&repository))))
+        let (pruned, collected) = (Arc::clone(repository), Arc::clone(repository));
+        Self::default()
+            .with(Job::Prune, move || Box::pin(prune(Arc::clone(&pruned))))
+            .with(Job::Collect, move || Box::pin(collect(Arc::clone(&collected))))
     }
 
     /// The same and one more job.
@@ -132,6 +135,15 @@ async fn prune(repository: Arc<Repository>) -> Result<(), Failed> {
             let v1::PruneSummary { volumes, kept, removed, .. } = summary;
             tracing::info!(volumes, kept, removed, "the stored retention policies were applied");
         }
+    }
+    Ok(())
+}
+
+/// Frees what is not needed, with the options that a request without any stands for.
+async fn collect(repository: Arc<Repository>) -> Result<(), Failed> {
+    let mut events = collect::start(repository, collect::Options::default());
+    while let Some(event) = events.recv().await {
+        event?;
     }
     Ok(())
 }
