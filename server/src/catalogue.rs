@@ -6,6 +6,7 @@
 
 mod deletion;
 mod listing;
+mod quarantine;
 mod range;
 mod rows;
 mod schedules;
@@ -17,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use sqlx::{
     Row as _, SqliteConnection, SqlitePool,
     migrate::{MigrateError, Migrator},
@@ -27,6 +29,7 @@ use uuid::Uuid;
 
 pub(crate) use deletion::{Deleted, Deletion, GenerationKey, Root};
 pub(crate) use listing::{Filter, Position};
+pub(crate) use quarantine::{QuarantineEntry, Unhealed};
 use rows::{generation_of, signed, unsigned};
 
 static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
@@ -142,6 +145,8 @@ const TOTALS: &str = "SELECT count(*), coalesce(sum(mapped_bytes / 512), 0),
 pub(crate) struct Catalogue {
     pool: SqlitePool,
     path: PathBuf,
+    /// Why the last generation could not be made visible, if SQLite or the disk was the reason.
+    write_failure: Mutex<Option<String>>,
 }
 
 impl Catalogue {
@@ -187,7 +192,7 @@ impl Catalogue {
             .max_lifetime(None)
             .connect_with(options)
             .await?;
-        Ok(Self { pool, path: path.into() })
+        Ok(Self { pool, path: path.into(), write_failure: Mutex::default() })
     }
 
     /// Waits for what is under way and closes the file.
@@ -228,9 +233,35 @@ impl Catalogue {
         })
     }
 
+    /// Why the last generation could not be written, until one can.
+    pub(crate) fn write_failure(&self) -> Option<String> {
+        self.write_failure.lock().clone()
+    }
+
+    /// Whether the catalogue can be read at all.
+    pub(crate) async fn probe(&self) -> Result<(), CatalogueError> {
+        sqlx::query("SELECT uuid FROM volumes LIMIT 1").fetch_optional(&self.pool).await?;
+        Ok(())
+    }
+
     /// Makes a generation visible, and binds its volume's name. All it refers to is on stable storage.
     /// A volume that loses its name by adoption keeps its generations under `NAME.UUID`.
     pub(crate) async fn add_generation(
+        &self,
+        generation: &v1::Generation,
+        manifest: ManifestId,
+        adopt: bool,
+    ) -> Result<(), CatalogueError> {
+        let added = self.add(generation, manifest, adopt).await;
+        match &added {
+            Err(error @ CatalogueError::Sql(_)) => *self.write_failure.lock() = Some(error.to_string()),
+            // The name or the number: the catalogue has done its work.
+            Ok(()) | Err(_) => *self.write_failure.lock() = None,
+        }
+        added
+    }
+
+    async fn add(
         &self,
         generation: &v1::Generation,
         manifest: ManifestId,

@@ -15,7 +15,7 @@ use std::{
 
 use clap::Parser as _;
 use thinbak_proto::{Failed, FailureKind, v1};
-use thinbak_server::{InitOptions, Repository, config::Config, routes, schedule, serve};
+use thinbak_server::{InitOptions, Repository, config::Config, routes, schedule, serve, serve_metrics};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -24,7 +24,7 @@ use tonic::{Request, service::Routes};
 use tracing_subscriber::EnvFilter;
 use v1::{repository_client::RepositoryClient, verify_event::Event};
 
-use arguments::{Arguments, Command};
+use arguments::{Arguments, Command, LogFormat};
 use output::Output;
 
 /// Damage was found.
@@ -37,7 +37,7 @@ const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr
 pub(super) fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let output = Output { json: arguments.command.json() };
-    start_log(&arguments.command, arguments.verbose, arguments.quiet);
+    start_log(&arguments);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let outcome = match runtime {
         Ok(runtime) => runtime.block_on(async {
@@ -57,8 +57,8 @@ pub(super) fn main() -> ExitCode {
 }
 
 /// `RUST_LOG` goes before the flags. What the libraries say is for those who ask for more.
-fn start_log(command: &Command, verbose: u8, quiet: bool) {
-    let level = match (quiet, verbose, command) {
+fn start_log(arguments: &Arguments) {
+    let level = match (arguments.quiet, arguments.verbose, &arguments.command) {
         (true, ..) => "error",
         (false, 0, Command::Run { .. }) => "warn,thinbak_server=info",
         (false, 0, _) => "warn",
@@ -67,7 +67,10 @@ fn start_log(command: &Command, verbose: u8, quiet: bool) {
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    log.with_ansi(std::io::stderr().is_terminal()).init();
+    match arguments.log_format {
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => log.json().flatten_event(true).with_current_span(false).init(),
+    }
 }
 
 async fn run(command: Command, config: Config, output: &Output) -> Result<u8, Failed> {
@@ -77,9 +80,9 @@ async fn run(command: Command, config: Config, output: &Output) -> Result<u8, Fa
             output.initialised(&repo, uuid, chunk_size);
             Ok(0)
         }
-        Command::Run { repo, listen } => {
+        Command::Run { repo, listen, metrics } => {
             let listen = listen.or(config.listen).unwrap_or(DEFAULT_LISTEN);
-            serve_repository(&place(repo, &config)?, listen, config, output).await
+            serve_repository(&place(repo, &config)?, listen, metrics, config, output).await
         }
         Command::Prune { repo, dry_run, json: _ } => {
             prune::run(&place(repo, &config)?, config, dry_run, output).await
@@ -133,10 +136,10 @@ where
 async fn serve_repository(
     dir: &Path,
     listen: SocketAddr,
+    metrics: Option<SocketAddr>,
     mut config: Config,
     output: &Output,
 ) -> Result<u8, Failed> {
-    let failed = |error| Failed::new(FailureKind::Failed, format!("cannot listen on {listen}: {error}"));
     if !listen.ip().is_loopback() {
         return Err(thinbak_server::ServeError::NotLoopback(listen).into());
     }
@@ -150,8 +153,8 @@ async fn serve_repository(
     let repository = open(dir, &mut config, false).await?;
     let jobs = schedule::Jobs::of(&repository);
     jobs.check(&config.schedule)?;
-    let listener = TcpListener::bind(listen).await.map_err(failed)?;
-    output.listening(listener.local_addr().map_err(failed)?);
+    let listener = bind(listen).await?;
+    output.listening(local_address(&listener)?);
     let shutdown = async move {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -159,13 +162,39 @@ async fn serve_repository(
         }
         tracing::info!("stopping");
     };
+    let scraped = match metrics {
+        Some(address) => {
+            let listener = bind(address).await?;
+            output.serving_metrics(local_address(&listener)?);
+            let served = serve_metrics(Arc::clone(&repository), listener, std::future::pending());
+            Some(tokio::spawn(served))
+        }
+        None => None,
+    };
     let served = tokio::select! {
         served = serve(Arc::clone(&repository), listener, shutdown) => served,
         () = schedule::keep(Arc::clone(&repository), config.schedule, jobs) => Ok(()),
     };
+    if let Some(scraped) = scraped {
+        scraped.abort();
+        // Cancelled, which was wanted, or ended by an error before.
+        let _ = scraped.await;
+    }
     repository.close().await;
     served?;
     Ok(0)
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, Failed> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| Failed::new(FailureKind::Failed, format!("cannot listen on {address}: {error}")))
+}
+
+fn local_address(listener: &TcpListener) -> Result<SocketAddr, Failed> {
+    listener.local_addr().map_err(|error| {
+        Failed::new(FailureKind::Failed, format!("cannot tell what is listened on: {error}"))
+    })
 }
 
 /// VOLUME or VOLUME:GEN, where GEN is a number or `latest`.

@@ -8,6 +8,7 @@
 //! | `packs/`, `index/` | the store |
 
 mod config;
+mod damage;
 mod pins;
 mod sessions;
 #[cfg(test)]
@@ -36,8 +37,9 @@ pub(crate) use volumes::{check_volume_name, selector_of};
 use crate::{
     catalogue::{Catalogue, CatalogueError},
     environment::Environment,
+    metrics::Metrics,
     retention::RetentionRule,
-    store::{Store, StoreError},
+    store::{Quarantined, Store, StoreError},
 };
 
 const LOCK_NAME: &str = "lock";
@@ -187,8 +189,12 @@ pub struct Repository {
     /// Held while a generation is deleted or its protection changed, so that the record and the catalogue
     /// say the same.
     pub(crate) marking: tokio::sync::Mutex<()>,
+    /// What was done since the repository was opened.
+    pub(crate) metrics: Metrics,
     /// The policies of the server's configuration; the first that matches a volume counts.
     retention: parking_lot::RwLock<Arc<[RetentionRule]>>,
+    /// Held while damage is written into the catalogue, so that it comes there in order.
+    quarantine_writer: tokio::sync::Mutex<()>,
     stopping: watch::Sender<bool>,
     /// The last field: given back after the store has let go of its files.
     _lock: File,
@@ -237,7 +243,9 @@ impl Repository {
         })?;
         let catalogue = Catalogue::open(&dir.join(CATALOGUE_NAME)).await?;
         let (store_dir, uuid, outside) = (dir.to_path_buf(), file.uuid, environment.clone());
-        let store = tokio::task::spawn_blocking(move || Store::open_in(&store_dir, uuid, &outside));
+        let known = catalogue.quarantined().await?;
+        let places: Vec<Quarantined> = known.iter().map(|entry| entry.place).collect();
+        let store = tokio::task::spawn_blocking(move || Store::open_in(&store_dir, uuid, &outside, &places));
         let store = store
             .await
             .map_err(io::Error::other)
@@ -245,8 +253,9 @@ impl Repository {
         for problem in store.problems() {
             tracing::warn!(repository = %dir.display(), %problem, "opened with a problem");
         }
+        damage::settle(&store, &known).await?;
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Ok(Arc::new(Self {
+        let repository = Arc::new(Self {
             dir: dir.into(),
             environment,
             file,
@@ -257,10 +266,14 @@ impl Repository {
             processors: Arc::new(Semaphore::new(processors)),
             readers: Arc::new(Semaphore::new(READERS)),
             marking: tokio::sync::Mutex::default(),
+            metrics: Metrics::default(),
             retention: parking_lot::RwLock::new(Arc::new([])),
             stopping: watch::Sender::new(false),
+            quarantine_writer: tokio::sync::Mutex::default(),
             _lock: lock,
-        }))
+        });
+        tokio::spawn(damage::keep_while_open(Arc::downgrade(&repository)));
+        Ok(repository)
     }
 
     /// Ends running sessions, seals the pack being written and closes the catalogue. The directory can be
@@ -268,6 +281,9 @@ impl Repository {
     pub async fn close(&self) {
         self.stop();
         self.store.clone().close().await;
+        if let Err(error) = self.keep_damage().await {
+            tracing::error!(%error, "damage could not be noted in the catalogue; it will be found again");
+        }
         self.catalogue.close().await;
     }
 

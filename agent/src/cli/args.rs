@@ -100,11 +100,18 @@ With --changes the time that it takes depends on how much differs; without, on h
     /// Backed-up moments of volumes
     #[command(subcommand)]
     Generation(Generation),
-    /// Restore a generation to a new volume, to a file, or in place
+    /// Restore a generation to a new volume, to a file, or in place; several to a new volume
     #[command(after_help = "Examples:
   thinbak restore fast/web:latest --to fast/web-restored
   thinbak restore fast/web:2026-11-23T16:00 --to-file web.img
   thinbak restore host/fast/web:7 --in-place
+  thinbak restore fast/web:3 fast/web:5 fast/web:latest --to fast/web-restored
+  thinbak restore fast/web:3..7 --to fast/web-restored
+  thinbak restore fast/web:all --to fast/web-restored
+
+Several generations of one volume become the new volume, which is the newest of them, and its
+snapshots gen-N, one for each other generation N. What they share is fetched and written once and
+stays shared in the pool. All appear at one moment, or none. 3.. and ..7 are ranges too.
 
 A restore in place writes a private copy, verifies it, and then lets it take the volume's place
 in one step; what had an external origin has none afterwards. A file appears when it is whole; an existing one is never written over.")]
@@ -320,18 +327,6 @@ pub(super) enum Generation {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Several generations of one volume go to a new volume together. What they share is fetched and \
-written once, and\nstays shared: the newest is the volume, each other generation N its snapshot `gen-N`. All appear at \
-one moment.
-
-Examples:
-  thinbak restore fast/web:latest --to fast/web-restored
-  thinbak restore fast/web:3 fast/web:5 fast/web:latest --to fast/web-restored
-  thinbak restore fast/web:3..7 --to fast/web-restored      numbers from 3 to 7; `3..` and `..7` too
-  thinbak restore fast/web:all --to fast/web-restored
-  thinbak restore fast/web:2026-11-23T16:00 --in-place"
-)]
 pub(super) struct Restore {
     /// GEN is a number, `latest`, a time, a range of numbers or `all`
     #[arg(required = true, value_name = "VOLUME:GEN")]

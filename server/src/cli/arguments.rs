@@ -14,11 +14,31 @@ pub(super) struct Arguments {
     /// Log errors only
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub(super) quiet: bool,
+    /// How log lines on stderr look
+    #[arg(
+        long,
+        global = true,
+        env = "THINBAK_LOG_FORMAT",
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT"
+    )]
+    pub(super) log_format: LogFormat,
     /// Configuration file [default: /etc/thinbak/server.toml]
     #[arg(long, global = true, env = "THINBAK_CONFIG", value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
     #[command(subcommand)]
     pub(super) command: Command,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum LogFormat {
+    /// For people
+    #[default]
+    Text,
+    /// A JSON object a line
+    Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -43,6 +63,9 @@ pub(super) enum Command {
         /// Address of the loopback to listen on; port 0 takes a free one [default: 127.0.0.1:7440]
         #[arg(long, env = "THINBAK_LISTEN", value_name = "ADDR")]
         listen: Option<SocketAddr>,
+        /// Address for `/metrics` (Prometheus) and `/health` over HTTP; they tell names and sizes of volumes
+        #[arg(long, env = "THINBAK_METRICS", value_name = "ADDR")]
+        metrics: Option<SocketAddr>,
     },
     /// Show what a repository holds
     Stats {

@@ -50,6 +50,10 @@ impl Output {
         self.say(format_args!("listening on {address}"));
     }
 
+    pub(super) fn serving_metrics(&self, address: SocketAddr) {
+        self.say(format_args!("metrics on http://{address}/metrics"));
+    }
+
     pub(super) fn stats(&self, stats: &v1::StatsResponse) {
         let rows = [
             ("volumes", stats.volumes, false),
@@ -66,8 +70,11 @@ impl Output {
             ("catalogue_bytes", stats.catalogue_bytes, true),
         ];
         if self.json {
-            let members = rows.into_iter().map(|(name, value, _)| (name.to_owned(), Value::from(value)));
-            return self.data(Value::Object(members.collect()));
+            let numbers = rows.into_iter().map(|(name, value, _)| (name.to_owned(), Value::from(value)));
+            let mut members: serde_json::Map<String, Value> = numbers.collect();
+            members.insert("health".to_owned(), stats.health.clone().into());
+            members.insert("problems".to_owned(), stats.problems.clone().into());
+            return self.data(Value::Object(members));
         }
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
@@ -75,10 +82,14 @@ impl Output {
             let name = name.replace('_', " ");
             table.add_row([name, if bytes { size(value) } else { value.to_string() }]);
         }
+        table.add_row(["health", &stats.health]);
         if let Some(column) = table.column_mut(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }
         self.data(table.trim_fmt());
+        for problem in &stats.problems {
+            self.data(problem);
+        }
     }
 
     /// What becomes of a generation, as a line of JSON.

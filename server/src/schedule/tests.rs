@@ -106,17 +106,18 @@ fn cron_agrees_with_a_naive_model() {
     let hours = random.random_range(-12..=14);
     let zone = TimeZone::fixed(offset(hours));
     for _ in 0..100 {
-        let mut field = |least: i8, most: i8| -> (String, Vec<i8>) {
+        // Numbers that are drawn go up to `most`, so that every month has such a day; `*` is all there are.
+        let mut field = |least: i8, most: i8, all: i8| -> (String, Vec<i8>) {
             let (one, two) = (random.random_range(least..=most), random.random_range(least..=most));
             let (low, high) = (one.min(two), one.max(two));
             match random.random_range(0..5) {
                 0 => (format!("{low}-{high}"), (low..=high).collect()),
                 1 => (format!("{one},{two}"), vec![one, two]),
-                2 => (format!("*/{}", high.max(1)), (least..=most).step_by(high.max(1) as usize).collect()),
-                _ => ("*".to_owned(), (least..=most).collect()),
+                2 => (format!("*/{}", high.max(1)), (least..=all).step_by(high.max(1) as usize).collect()),
+                _ => ("*".to_owned(), (least..=all).collect()),
             }
         };
-        let fields = [field(0, 59), field(0, 23), field(1, 28), field(1, 12), field(0, 7)];
+        let fields = [field(0, 59, 59), field(0, 23, 23), field(1, 28, 31), field(1, 12, 12), field(0, 7, 7)];
         let text = fields.iter().map(|(text, _)| text.as_str()).collect::<Vec<_>>().join(" ");
         let cron: Cron = text.parse().unwrap();
         let start = ms("2026-11-24T12:00:00Z") + random.random_range(0..400 * DAY);

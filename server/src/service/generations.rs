@@ -26,6 +26,7 @@ pub(crate) struct GenerationService(pub(crate) Arc<Repository>);
 impl GenerationService {
     async fn stats(&self) -> Result<v1::StatsResponse, Failed> {
         let (totals, store) = (self.0.catalogue.totals().await?, self.0.store.stats());
+        let health = self.0.health().await;
         Ok(v1::StatsResponse {
             volumes: totals.volumes,
             generations: totals.generations,
@@ -39,6 +40,8 @@ impl GenerationService {
             index_bytes: store.index_bytes,
             catalogue_bytes: self.0.catalogue.disk_bytes(),
             logical_bytes: totals.mapped_bytes,
+            health: health.state().to_string(),
+            problems: health.causes.iter().map(|(cause, line)| format!("{}: {line}", cause.name())).collect(),
         })
     }
 
