@@ -4,12 +4,15 @@
 //! A generation becomes visible in one transaction, and only after everything it refers to is on stable
 //! storage; see the schema in the workspace's `migrations/`.
 
+mod copy;
 mod deletion;
+mod draft;
 mod listing;
 mod quarantine;
 mod range;
 mod rows;
 mod schedules;
+mod swap;
 #[cfg(test)]
 mod tests;
 
@@ -28,9 +31,11 @@ use thinbak_proto::{ManifestId, v1};
 use uuid::Uuid;
 
 pub(crate) use deletion::{Deleted, Deletion, GenerationKey, Root};
+pub(crate) use draft::{Draft, RowDeletion, RowState, VolumeRow};
 pub(crate) use listing::{Filter, Position};
 pub(crate) use quarantine::{QuarantineEntry, Unhealed};
 use rows::{generation_of, signed, unsigned};
+pub(crate) use swap::{CATALOGUE_NAME, DRAFT_NAME, finish_swap, remove_draft, swap_in};
 
 static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
 
@@ -65,6 +70,19 @@ pub enum CatalogueError {
     /// A row that no program of ours would have written.
     #[error("the catalogue holds an impossible {0}")]
     Row(&'static str),
+    /// A catalogue of another repository, or one that does not say whose it is.
+    #[error("{} is the catalogue of {}, not of repository {expected}", path.display(), match found {
+        Some(found) => format!("repository {found}"),
+        None => "an unknown repository".to_owned(),
+    })]
+    Foreign {
+        /// The SQLite file.
+        path: PathBuf,
+        /// Whose catalogue it says it is.
+        found: Option<Uuid>,
+        /// The repository that is being opened.
+        expected: Uuid,
+    },
     /// A number beyond what the catalogue can hold.
     #[error("{0} is beyond what the catalogue can hold")]
     TooLarge(u64),
@@ -79,6 +97,36 @@ pub enum CatalogueError {
     /// The generation number went to somebody else.
     #[error("generation {0} of the volume is there already")]
     NumberTaken(u64),
+}
+
+impl CatalogueError {
+    /// SQLite's primary result code, where this comes from it.
+    fn code(&self) -> Option<u32> {
+        let Self::Sql(sqlx::Error::Database(error)) = self else { return None };
+        error.code().and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff)
+    }
+
+    /// Whether the file system was full (FULL, 13). What was to be written was not.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        self.code() == Some(13)
+    }
+
+    /// Whether reading or writing the file failed (READONLY 8, IOERR 10, CANTOPEN 14), or what was read is damaged
+    /// (CORRUPT 11, NOTADB 26).
+    #[must_use]
+    pub fn is_of_the_file(&self) -> bool {
+        matches!(self, Self::Damaged { .. }) || matches!(self.code(), Some(8 | 10 | 11 | 14 | 26))
+    }
+
+    /// The same of the file that a copy was made of.
+    pub(crate) fn of_file(mut self, original: &Path) -> Self {
+        if let Self::Damaged { path, .. } | Self::Newer { path, .. } | Self::Foreign { path, .. } = &mut self
+        {
+            *path = original.into();
+        }
+        self
+    }
 }
 
 /// Which generation of a volume.
@@ -410,18 +458,10 @@ async fn bind_name(
     Ok(())
 }
 
-/// Tells a damaged file (SQLite's codes CORRUPT 11 and NOTADB 26, and their extensions) from other failures.
+/// Tells a damaged file (CORRUPT 11, NOTADB 26) from other failures.
 fn damaged(path: &Path, error: CatalogueError) -> CatalogueError {
-    let code = match &error {
-        CatalogueError::Sql(sqlx::Error::Database(error)) => {
-            error.code().and_then(|code| code.parse::<u32>().ok())
-        }
-        _ => None,
-    };
-    match code {
-        Some(code) if matches!(code & 0xff, 11 | 26) => {
-            CatalogueError::Damaged { path: path.into(), reason: error.to_string() }
-        }
+    match error.code() {
+        Some(11 | 26) => CatalogueError::Damaged { path: path.into(), reason: error.to_string() },
         _ => error,
     }
 }

@@ -1,7 +1,9 @@
 //! What a person types, reads and gets as exit code. Data goes to stdout, all else to stderr.
 
 mod arguments;
+mod catalogue;
 mod output;
+mod place;
 mod prune;
 
 use std::{
@@ -98,6 +100,9 @@ async fn run(command: Command, config: Config, output: &Output) -> Result<u8, Fa
             let request = verify_request(volume.as_deref(), sample)?;
             with_repository(&place(repo, &config)?, |client| verify(client, request, output)).await
         }
+        Command::RebuildCatalogue { repo, json: _ } => catalogue::rebuild(&repo, output).await,
+        Command::BackupCatalogue { place, keep, json: _ } => catalogue::back_up(&place, keep, output).await,
+        Command::RestoreCatalogue { repo, copy, json: _ } => catalogue::restore(&repo, &copy, output).await,
     }
 }
 

@@ -88,6 +88,45 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make the catalogue and the chunk index anew from the packs
+    ///
+    /// The repository must not be open. Deleted generations stay deleted. The catalogue before is kept beside the new
+    /// one. May be killed and run again. Exit code 4 if damage was found.
+    RebuildCatalogue {
+        /// Directory of the repository
+        #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
+        repo: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Copy the catalogue, also while a server uses it
+    ///
+    /// The copy goes into the folder catalogue-backups of the repository.
+    BackupCatalogue {
+        #[command(flatten)]
+        place: Place,
+        /// Copies to keep, the new one included
+        #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
+        keep: u32,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a copy the catalogue, and add what is later in the packs
+    ///
+    /// The repository must not be open. The catalogue before is kept. Exit code 4 if damage was found.
+    RestoreCatalogue {
+        /// Directory of the repository
+        #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
+        repo: PathBuf,
+        /// The copy, which is left as it is
+        #[arg(value_name = "FILE")]
+        copy: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Read back everything, or a volume or generation, and recompute every id
     Verify {
         /// Directory of the repository
@@ -105,6 +144,18 @@ pub(super) enum Command {
     },
 }
 
+/// A repository that a server has open, or that this command opens.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = true)]
+pub(super) struct Place {
+    /// Directory of the repository
+    #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
+    pub(super) repo: Option<PathBuf>,
+    /// URL of the server that has it open; goes before --repo
+    #[arg(long, env = "THINBAK_SERVER", value_name = "URL")]
+    pub(super) server: Option<String>,
+}
+
 impl Command {
     /// Whether the output is for a program.
     pub(super) fn json(&self) -> bool {
@@ -112,7 +163,10 @@ impl Command {
             Self::Init { json, .. }
             | Self::Stats { json, .. }
             | Self::Prune { json, .. }
-            | Self::Verify { json, .. } => *json,
+            | Self::Verify { json, .. }
+            | Self::RebuildCatalogue { json, .. }
+            | Self::BackupCatalogue { json, .. }
+            | Self::RestoreCatalogue { json, .. } => *json,
             Self::Run { .. } => false,
         }
     }

@@ -18,12 +18,12 @@ pub(super) struct Output {
 
 impl Output {
     /// A line on stdout. That nobody reads it is the reader's choice.
-    fn data(&self, line: impl Display) {
+    pub(super) fn data(&self, line: impl Display) {
         let _ = writeln!(anstream::stdout().lock(), "{line}");
     }
 
     /// A line on stderr.
-    fn say(&self, line: impl Display) {
+    pub(super) fn say(&self, line: impl Display) {
         let _ = writeln!(anstream::stderr().lock(), "{line}");
     }
 
@@ -213,7 +213,7 @@ fn at(ms: u64, zone: TimeZone, format: &str) -> String {
 }
 
 /// A size for people, in powers of 1024.
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     if bytes < 1024 {
         return format!("{bytes}B");
     }

@@ -10,7 +10,8 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     catalogue::{Deleted, Entry, Filter, GenerationKey, Position},
-    repository::Repository,
+    collect,
+    repository::{CatalogueBackup, Repository},
     retention::{
         self, Kept,
         prune::{self, Prune},
@@ -138,6 +139,7 @@ fn key_of(generation: &v1::Generation) -> Result<GenerationKey, Failed> {
 
 #[tonic::async_trait]
 impl v1::repository_server::Repository for GenerationService {
+    type CollectStream = Pin<Box<dyn Stream<Item = Result<v1::CollectEvent, Status>> + Send>>;
     type PruneStream = Pin<Box<dyn Stream<Item = Result<v1::PruneEvent, Status>> + Send>>;
     type VerifyStream = Pin<Box<dyn Stream<Item = Result<v1::VerifyEvent, Status>> + Send>>;
 
@@ -211,5 +213,28 @@ impl v1::repository_server::Repository for GenerationService {
         let plan = verify::Plan::of(&self.0, request.into_inner()).await?;
         let events = verify::start(Arc::clone(&self.0), plan);
         Ok(Response::new(Box::pin(ReceiverStream::new(events))))
+    }
+
+    async fn collect(
+        &self,
+        request: Request<v1::CollectRequest>,
+    ) -> Result<Response<Self::CollectStream>, Status> {
+        let options = collect::Options::of(&request.into_inner())?;
+        let events = collect::start(Arc::clone(&self.0), options);
+        Ok(Response::new(Box::pin(ReceiverStream::new(events))))
+    }
+
+    async fn backup_catalogue(
+        &self,
+        request: Request<v1::BackupCatalogueRequest>,
+    ) -> Result<Response<v1::BackupCatalogueResponse>, Status> {
+        let keep = match request.into_inner().keep {
+            0 => Repository::CATALOGUE_BACKUPS,
+            keep => usize::try_from(keep).unwrap_or(usize::MAX),
+        };
+        let CatalogueBackup { path, bytes, removed } =
+            self.0.back_up_catalogue(keep).await.map_err(Failed::from)?;
+        let path = path.display().to_string();
+        Ok(Response::new(v1::BackupCatalogueResponse { path, bytes, removed }))
     }
 }
