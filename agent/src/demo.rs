@@ -219,7 +219,8 @@ impl Demo<'_> {
         let request = RestoreJobRequest {
             repository: Some(self.repository.clone()),
             volume: Some(VolumeName { name: format!("{HOST}/{POOL}/{VOLUME}"), host: String::new() }),
-            selector: Some(GenerationSelector { which: Some(Which::Number(number)) }),
+            selectors: vec![GenerationSelector { which: Some(Which::Number(number)) }],
+            ranges: Vec::new(),
             target: Some(Target::NewVolume(VolumeRef { pool: POOL.to_owned(), volume: restored.clone() })),
         };
         let events = self.jobs.restore(request).await?.into_inner();

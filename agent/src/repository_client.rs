@@ -1,5 +1,7 @@
 //! Clients of a repository, wherever it is: a server at a URL, or a directory opened in this process.
 
+mod hold;
+
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
@@ -16,6 +18,8 @@ use thinbak_proto::{
 };
 use thinbak_server::Repository;
 use tokio::sync::Mutex;
+
+pub use hold::Held;
 
 use crate::channel::{self, BoxedChannel};
 

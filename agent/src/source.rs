@@ -1,7 +1,10 @@
 //! Where change streams come from.
 
 mod change_list;
+#[cfg(test)]
+mod forest;
 mod generation;
+mod geometry;
 mod map_walk;
 mod pool_snapshot;
 

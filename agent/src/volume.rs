@@ -110,26 +110,45 @@ impl PoolVolume {
         Ok(())
     }
 
-    /// Makes `offset .. offset + len` read as zero and take as little space as possible: whole blocks are
-    /// unmapped, the rest is zeroed where it is mapped. Where blocks [cannot be unmapped](Self::can_unmap) all is
-    /// zeroed. Blocking.
+    /// Makes `offset .. offset + len` read as zero and take as little space as possible: blocks that read as zero then
+    /// are unmapped, the others are zeroed where they are mapped. What the last block has behind the end of the volume
+    /// goes with it. Where blocks [cannot be unmapped](Self::can_unmap) all is zeroed. Blocking.
     pub fn unmap(&self, offset: u64, len: u64) -> Result<(), Failed> {
         if !self.can_unmap() {
             return self.zero(offset, len);
         }
-        let block = self.block_bytes();
-        let end = offset.saturating_add(len).min(self.size_bytes());
-        let first = offset.next_multiple_of(block);
-        // The last block may be cut by the end of the volume: then all of it is ours.
-        let last = if end == self.size_bytes() { end } else { end / block * block };
-        if first < last {
-            self.zero_readable(offset, first)?;
-            self.pool.discard(&self.volume, first, last - first).map_err(pools::failed)?;
-            // A block that the end of the volume cuts is not whole: the pool leaves it alone.
-            self.zero_readable(last / block * block, end)
-        } else {
-            self.zero_readable(offset, end)
+        let (block, size) = (self.block_bytes(), self.size_bytes());
+        let end = offset.saturating_add(len).min(size);
+        if offset >= end {
+            return Ok(());
         }
+        // The blocks at both ends are taken in if the rest of them is zero already.
+        let (mut from, mut to) = (offset / block * block, end.next_multiple_of(block));
+        if !self.is_zero(from, offset)? {
+            from += block;
+        }
+        if !self.is_zero(end, to)? {
+            to -= block;
+        }
+        if from >= to {
+            return self.zero_readable(offset, end);
+        }
+        self.zero_readable(offset, from)?;
+        let discarded = self.pool.pool().discard(self.volume.device, from, to - from);
+        discarded.map_err(|source| {
+            pools::failed(EmbeddedError::Pool { attempt: "the range could not be discarded", source })
+        })?;
+        self.zero_readable(to, end)
+    }
+
+    /// Whether all of `from .. to` reads as zero, as far as it lies in the volume. Blocking.
+    fn is_zero(&self, from: u64, to: u64) -> Result<bool, Failed> {
+        let mut is_zero = true;
+        self.nonzero(from, to, |_, _| {
+            is_zero = false;
+            Ok(false)
+        })?;
+        Ok(is_zero)
     }
 
     /// Makes `offset .. offset + len` read as zero without unmapping anything. Blocking.
@@ -137,11 +156,35 @@ impl PoolVolume {
         self.zero_readable(offset, offset.saturating_add(len).min(self.size_bytes()))
     }
 
-    /// Writes zeros to what may read as something else in `from .. to`.
+    /// Writes zeros to what reads as something else in `from .. to`. What is zero already is left alone: a block that is
+    /// written is no longer shared with the snapshots of the device.
     fn zero_readable(&self, from: u64, to: u64) -> Result<(), Failed> {
-        for range in self.readable(from, to) {
-            let MappedRange { begin, end } = range?;
+        self.nonzero(from, to, |begin, end| {
             write_zeros(begin, end, |at, zeros| self.write(at, zeros))?;
+            Ok(true)
+        })
+    }
+
+    /// Calls `found` for pieces of `from .. to` that do not read as zero, until it returns `false`.
+    fn nonzero(
+        &self,
+        from: u64,
+        to: u64,
+        mut found: impl FnMut(u64, u64) -> Result<bool, Failed>,
+    ) -> Result<(), Failed> {
+        let mut buffer = vec![0; 64 * 1024];
+        for range in self.readable(from, to) {
+            let MappedRange { mut begin, end } = range?;
+            while begin < end {
+                let len = usize::try_from(end - begin).unwrap_or(usize::MAX).min(buffer.len());
+                let part = buffer.get_mut(..len).unwrap_or_default();
+                self.read(begin, part)?;
+                let next = begin + len as u64;
+                if part.iter().any(|byte| *byte != 0) && !found(begin, next)? {
+                    return Ok(());
+                }
+                begin = next;
+            }
         }
         Ok(())
     }

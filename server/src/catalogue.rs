@@ -5,9 +5,13 @@
 //! storage; see the schema in the workspace's `migrations/`.
 
 mod copy;
+mod deletion;
 mod draft;
+mod listing;
+mod quarantine;
 mod range;
 mod rows;
+mod schedules;
 mod swap;
 #[cfg(test)]
 mod tests;
@@ -17,6 +21,7 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use sqlx::{
     Row as _, SqliteConnection, SqlitePool,
     migrate::{MigrateError, Migrator},
@@ -25,7 +30,10 @@ use sqlx::{
 use thinbak_proto::{ManifestId, v1};
 use uuid::Uuid;
 
-pub(crate) use draft::{Deletion, Draft, RowState, VolumeRow};
+pub(crate) use deletion::{Deleted, Deletion, GenerationKey, Root};
+pub(crate) use draft::{Draft, Grave, RowState, VolumeRow};
+pub(crate) use listing::{Filter, Position};
+pub(crate) use quarantine::{QuarantineEntry, Unhealed};
 use rows::{generation_of, signed, unsigned};
 pub(crate) use swap::{CATALOGUE_NAME, DRAFT_NAME, finish_swap, remove_draft, swap_in};
 
@@ -129,6 +137,21 @@ pub(crate) enum Selector {
     AtOrBefore(u64),
 }
 
+impl Selector {
+    /// The statement that finds it; 1 is the volume's uuid, 2 the number or the time.
+    fn statement(self) -> String {
+        let which = match self {
+            Self::Number(_) => "AND g.number = ?2",
+            Self::Latest => "",
+            Self::AtOrBefore(_) => "AND g.created_at_ms <= ?2",
+        };
+        format!(
+            "{GENERATION_COLUMNS} WHERE g.volume_uuid = ?1 AND g.deleted_at_ms IS NULL {which}
+             ORDER BY g.number DESC LIMIT 1"
+        )
+    }
+}
+
 /// A generation and where its manifest is.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Entry {
@@ -148,16 +171,30 @@ pub(crate) struct Totals {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Next {
     pub(crate) number: u64,
-    /// Creation time of the newest generation ever, 0 if none: the next one's is later.
+    /// Creation time of the newest generation, 0 if none.
     pub(crate) last_created_at_ms: u64,
 }
 
 const GENERATION_COLUMNS: &str =
     "SELECT g.*, v.name FROM generations g JOIN volumes v ON v.uuid = g.volume_uuid";
 
+/// All volumes that have a generation.
+const VOLUMES: &str = "SELECT v.uuid, v.name, c.generations, g.number, g.created_at_ms, g.size_bytes
+             FROM volumes v
+             JOIN (SELECT volume_uuid, count(*) AS generations, max(number) AS latest
+                   FROM generations WHERE deleted_at_ms IS NULL GROUP BY volume_uuid) c ON c.volume_uuid = v.uuid
+             JOIN generations g ON g.volume_uuid = v.uuid AND g.number = c.latest
+             ORDER BY v.name";
+/// Counts and sums of each volume.
+const TOTALS: &str = "SELECT count(*), coalesce(sum(mapped_bytes / 512), 0),
+                    coalesce(sum(mapped_bytes % 512), 0)
+             FROM generations WHERE deleted_at_ms IS NULL GROUP BY volume_uuid";
+
 pub(crate) struct Catalogue {
     pool: SqlitePool,
     path: PathBuf,
+    /// Why the last generation could not be made visible, if SQLite or the disk was the reason.
+    write_failure: Mutex<Option<String>>,
 }
 
 impl Catalogue {
@@ -203,7 +240,7 @@ impl Catalogue {
             .max_lifetime(None)
             .connect_with(options)
             .await?;
-        Ok(Self { pool, path: path.into() })
+        Ok(Self { pool, path: path.into(), write_failure: Mutex::default() })
     }
 
     /// Waits for what is under way and closes the file.
@@ -230,7 +267,8 @@ impl Catalogue {
     /// What the volume's next generation must carry.
     pub(crate) async fn next(&self, uuid: Uuid) -> Result<Next, CatalogueError> {
         let row = sqlx::query(
-            "SELECT next_number, coalesce((SELECT max(created_at_ms) FROM generations WHERE volume_uuid = uuid), 0) AS last
+            "SELECT next_number, coalesce((SELECT created_at_ms FROM generations WHERE volume_uuid = uuid
+                                           ORDER BY number DESC LIMIT 1), 0) AS last
              FROM volumes WHERE uuid = ?",
         )
         .bind(uuid.to_string())
@@ -243,9 +281,35 @@ impl Catalogue {
         })
     }
 
+    /// Why the last generation could not be written, until one can.
+    pub(crate) fn write_failure(&self) -> Option<String> {
+        self.write_failure.lock().clone()
+    }
+
+    /// Whether the catalogue can be read at all.
+    pub(crate) async fn probe(&self) -> Result<(), CatalogueError> {
+        sqlx::query("SELECT uuid FROM volumes LIMIT 1").fetch_optional(&self.pool).await?;
+        Ok(())
+    }
+
     /// Makes a generation visible, and binds its volume's name. All it refers to is on stable storage.
     /// A volume that loses its name by adoption keeps its generations under `NAME.UUID`.
     pub(crate) async fn add_generation(
+        &self,
+        generation: &v1::Generation,
+        manifest: ManifestId,
+        adopt: bool,
+    ) -> Result<(), CatalogueError> {
+        let added = self.add(generation, manifest, adopt).await;
+        match &added {
+            Err(error @ CatalogueError::Sql(_)) => *self.write_failure.lock() = Some(error.to_string()),
+            // The name or the number: the catalogue has done its work.
+            Ok(()) | Err(_) => *self.write_failure.lock() = None,
+        }
+        added
+    }
+
+    async fn add(
         &self,
         generation: &v1::Generation,
         manifest: ManifestId,
@@ -270,16 +334,7 @@ impl Catalogue {
 
     /// All volumes that have a generation, by name.
     pub(crate) async fn volumes(&self) -> Result<Vec<v1::Volume>, CatalogueError> {
-        let rows = sqlx::query(
-            "SELECT v.uuid, v.name, c.generations, g.number, g.created_at_ms, g.size_bytes
-             FROM volumes v
-             JOIN (SELECT volume_uuid, count(*) AS generations, max(number) AS latest
-                   FROM generations WHERE deleted_at_ms IS NULL GROUP BY volume_uuid) c ON c.volume_uuid = v.uuid
-             JOIN generations g ON g.volume_uuid = v.uuid AND g.number = c.latest
-             ORDER BY v.name",
-        )
-        .fetch_all(&self.pool)
-        .await?;
+        let rows = sqlx::query(VOLUMES).fetch_all(&self.pool).await?;
         rows.iter().map(rows::volume_of).collect()
     }
 
@@ -306,43 +361,28 @@ impl Catalogue {
         volume: Uuid,
         which: Selector,
     ) -> Result<Option<Entry>, CatalogueError> {
-        let (number, before) = match which {
-            Selector::Number(number) => (Some(signed(number)?), None),
-            Selector::Latest => (None, None),
-            Selector::AtOrBefore(time) => (None, Some(i64::try_from(time).unwrap_or(i64::MAX))),
+        let value = match which {
+            Selector::Number(number) => Some(signed(number)?),
+            Selector::Latest => None,
+            Selector::AtOrBefore(time) => Some(i64::try_from(time).unwrap_or(i64::MAX)),
         };
-        let row = sqlx::query(sqlx::AssertSqlSafe(format!(
-            "{GENERATION_COLUMNS} WHERE g.deleted_at_ms IS NULL AND g.volume_uuid = ?1
-             AND (?2 IS NULL OR g.number = ?2) AND (?3 IS NULL OR g.created_at_ms <= ?3)
-             ORDER BY g.number DESC LIMIT 1"
-        )))
-        .bind(volume.to_string())
-        .bind(number)
-        .bind(before)
-        .fetch_optional(&self.pool)
-        .await?;
+        let row = sqlx::query(sqlx::AssertSqlSafe(which.statement()))
+            .bind(volume.to_string())
+            .bind(value)
+            .fetch_optional(&self.pool)
+            .await?;
         row.as_ref().map(generation_of).transpose()
     }
 
-    /// Marks a generation as deleted. `false`: it is not there, protected, or its volume's newest.
-    pub(crate) async fn mark_deleted(
-        &self,
-        generation: &v1::Generation,
-        deleted_at_ms: u64,
-        tombstone: ManifestId,
-    ) -> Result<bool, CatalogueError> {
-        let done = sqlx::query(
-            "UPDATE generations SET deleted_at_ms = ?3, tombstone = ?4
-             WHERE volume_uuid = ?1 AND number = ?2 AND deleted_at_ms IS NULL AND protected = 0
-             AND number < (SELECT max(number) FROM generations WHERE volume_uuid = ?1 AND deleted_at_ms IS NULL)",
+    /// The number of the newest visible generation of a volume.
+    pub(crate) async fn newest(&self, volume: Uuid) -> Result<Option<u64>, CatalogueError> {
+        let newest: Option<i64> = sqlx::query_scalar(
+            "SELECT max(number) FROM generations WHERE volume_uuid = ? AND deleted_at_ms IS NULL",
         )
-        .bind(&generation.volume_uuid)
-        .bind(signed(generation.number)?)
-        .bind(signed(deleted_at_ms)?)
-        .bind(tombstone.as_bytes().as_slice())
-        .execute(&self.pool)
+        .bind(volume.to_string())
+        .fetch_one(&self.pool)
         .await?;
-        Ok(done.rows_affected() == 1)
+        newest.map(unsigned).transpose()
     }
 
     /// Sets the protection of a generation as its new manifest says it. `false`: it is not there.
@@ -369,13 +409,7 @@ impl Catalogue {
     /// Counts over everything visible.
     pub(crate) async fn totals(&self) -> Result<Totals, CatalogueError> {
         // Summed here, for the sum of many large volumes need not fit in 63 bits.
-        let rows: Vec<(i64, i64, i64)> = sqlx::query_as(
-            "SELECT count(*), coalesce(sum(mapped_bytes / 512), 0),
-                    coalesce(sum(mapped_bytes % 512), 0)
-             FROM generations WHERE deleted_at_ms IS NULL GROUP BY volume_uuid",
-        )
-        .fetch_all(&self.pool)
-        .await?;
+        let rows: Vec<(i64, i64, i64)> = sqlx::query_as(TOTALS).fetch_all(&self.pool).await?;
         let mut totals = Totals { volumes: 0, generations: 0, mapped_bytes: 0 };
         for (generations, sectors, rest) in rows {
             totals.volumes += 1;

@@ -8,10 +8,20 @@ use bytes::Bytes;
 use prost::Message;
 use thinbak_proto::{CODEC_PLAIN, ManifestId, v1};
 
-use crate::store::{Kind, NewRecord, StoredRecord};
+use crate::{
+    catalogue::GenerationKey,
+    store::{Kind, NewRecord, StoredRecord},
+};
 
 /// Version of both encodings.
 const MANIFEST_VERSION: u32 = 1;
+
+/// The revision of what is written after `revision`. A record whose change of the catalogue never happened, because
+/// the server died in between, may be in a pack with a revision that the catalogue does not know; by the
+/// clock it is lower than that of whatever is written later.
+pub(crate) fn next_revision(revision: u64, now_ms: u64) -> u64 {
+    revision.saturating_add(1).max(now_ms)
+}
 
 /// Why a record of a pack is no manifest or tombstone that this program can use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -59,6 +69,9 @@ impl Manifest {
     }
 }
 
+/// In the place of the time of a deletion: the generation was given up for good, and cannot be undeleted.
+pub(crate) const GIVEN_UP: u64 = 0;
+
 /// That a generation was deleted, as it rests in a pack.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Tombstone {
@@ -75,9 +88,9 @@ pub(crate) struct Tombstone {
 }
 
 impl Tombstone {
-    pub(crate) fn new(generation: &v1::Generation, revision: u64, deleted_at_ms: u64) -> Self {
-        let volume_uuid = generation.volume_uuid.clone();
-        Self { version: MANIFEST_VERSION, volume_uuid, number: generation.number, revision, deleted_at_ms }
+    pub(crate) fn new(key: GenerationKey, revision: u64, deleted_at_ms: u64) -> Self {
+        let volume_uuid = key.volume.to_string();
+        Self { version: MANIFEST_VERSION, volume_uuid, number: key.number, revision, deleted_at_ms }
     }
 
     /// The record, and its id.

@@ -10,6 +10,7 @@
 
 mod catalogue_backups;
 mod config;
+mod damage;
 mod error;
 mod offline;
 mod pins;
@@ -23,7 +24,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use tokio::sync::{Semaphore, watch};
@@ -41,8 +42,11 @@ use sessions::Sessions;
 pub(crate) use volumes::{check_volume_name, selector_of};
 
 use crate::{
-    catalogue::{CATALOGUE_NAME, Catalogue, finish_swap},
-    store::Store,
+    catalogue::{CATALOGUE_NAME, Catalogue, CatalogueError, finish_swap},
+    environment::Environment,
+    metrics::Metrics,
+    retention::RetentionRule,
+    store::{Quarantined, Store},
 };
 
 const LOCK_NAME: &str = "lock";
@@ -53,6 +57,7 @@ const READERS: usize = 24;
 /// An open repository. One process has it open at a time, and in it any number of clients.
 pub struct Repository {
     dir: PathBuf,
+    environment: Environment,
     file: RepositoryFile,
     pub(crate) store: Store,
     pub(crate) catalogue: Catalogue,
@@ -68,6 +73,12 @@ pub struct Repository {
     pub(crate) marking: tokio::sync::Mutex<()>,
     /// Held while the catalogue is copied.
     copying: tokio::sync::Mutex<()>,
+    /// What was done since the repository was opened.
+    pub(crate) metrics: Metrics,
+    /// The policies of the server's configuration; the first that matches a volume counts.
+    retention: parking_lot::RwLock<Arc<[RetentionRule]>>,
+    /// Held while damage is written into the catalogue, so that it comes there in order.
+    quarantine_writer: tokio::sync::Mutex<()>,
     stopping: watch::Sender<bool>,
     /// The last field: given back after the store has let go of its files.
     _lock: File,
@@ -101,13 +112,20 @@ impl Repository {
 
     /// Opens the repository in `dir`.
     pub async fn open(dir: &Path) -> Result<Arc<Self>, RepositoryError> {
+        Self::open_in(dir, Environment::system()).await
+    }
+
+    /// Opens the repository in `dir`, which then lives by the clock, the randomness and the packs of `environment`.
+    pub async fn open_in(dir: &Path, environment: Environment) -> Result<Arc<Self>, RepositoryError> {
         let Offline { file, lock, .. } = Offline::lock(dir)?;
         finish_swap(dir).map_err(RepositoryError::io("replace the catalogue in", dir))?;
         let catalogue = Catalogue::open(&dir.join(CATALOGUE_NAME)).await;
         let catalogue = catalogue.map_err(RepositoryError::no_catalogue(dir))?;
         catalogue.bind_to(file.uuid).await.map_err(RepositoryError::no_catalogue(dir))?;
-        let (store_dir, uuid) = (dir.to_path_buf(), file.uuid);
-        let store = tokio::task::spawn_blocking(move || Store::open(&store_dir, uuid));
+        let (store_dir, uuid, outside) = (dir.to_path_buf(), file.uuid, environment.clone());
+        let known = catalogue.quarantined().await?;
+        let places: Vec<Quarantined> = known.iter().map(|entry| entry.place).collect();
+        let store = tokio::task::spawn_blocking(move || Store::open_in(&store_dir, uuid, &outside, &places));
         let store = store
             .await
             .map_err(io::Error::other)
@@ -115,9 +133,11 @@ impl Repository {
         for problem in store.problems() {
             tracing::warn!(repository = %dir.display(), %problem, "opened with a problem");
         }
+        damage::settle(&store, &known).await?;
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Ok(Arc::new(Self {
+        let repository = Arc::new(Self {
             dir: dir.into(),
+            environment,
             file,
             store,
             catalogue,
@@ -127,9 +147,14 @@ impl Repository {
             readers: Arc::new(Semaphore::new(READERS)),
             marking: tokio::sync::Mutex::default(),
             copying: tokio::sync::Mutex::default(),
+            metrics: Metrics::default(),
+            retention: parking_lot::RwLock::new(Arc::new([])),
             stopping: watch::Sender::new(false),
+            quarantine_writer: tokio::sync::Mutex::default(),
             _lock: lock,
-        }))
+        });
+        tokio::spawn(damage::keep_while_open(Arc::downgrade(&repository)));
+        Ok(repository)
     }
 
     /// Ends running sessions, seals the pack being written and closes the catalogue. The directory can be
@@ -137,7 +162,24 @@ impl Repository {
     pub async fn close(&self) {
         self.stop();
         self.store.clone().close().await;
+        if let Err(error) = self.keep_damage().await {
+            tracing::error!(%error, "damage could not be noted in the catalogue; it will be found again");
+        }
         self.catalogue.close().await;
+    }
+
+    /// Sets the policies that are applied when none is named. They are kept in memory only.
+    pub fn set_retention(&self, rules: Vec<RetentionRule>) {
+        *self.retention.write() = rules.into();
+    }
+
+    pub(crate) fn retention(&self) -> Arc<[RetentionRule]> {
+        Arc::clone(&self.retention.read())
+    }
+
+    /// Sets how long deletions can be undone, now and from now on; kept in the catalogue.
+    pub async fn set_grace(&self, grace: Duration) -> Result<(), CatalogueError> {
+        self.catalogue.set_grace_ms(u64::try_from(grace.as_millis()).unwrap_or(u64::MAX)).await
     }
 
     /// Tells running sessions to end; what they had acknowledged stays usable.
@@ -148,6 +190,16 @@ impl Repository {
     /// Turns to `true` when the repository is about to be closed.
     pub(crate) fn stopping(&self) -> watch::Receiver<bool> {
         self.stopping.subscribe()
+    }
+
+    /// Unix time in milliseconds, by the clock of the repository's environment.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.environment.clock.now_ms()
+    }
+
+    /// 64 random bits of the repository's environment.
+    pub(crate) fn draw(&self) -> u64 {
+        self.environment.random.draw()
     }
 
     /// The directory.
@@ -169,10 +221,4 @@ impl Repository {
     pub fn format_version(&self) -> u32 {
         self.file.format_version
     }
-}
-
-/// Unix time in milliseconds.
-pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -59,7 +59,7 @@ impl Plan {
             }
         };
         let generations = generations.into_iter().map(|Entry { generation, .. }| generation).collect();
-        Ok(Self { generations, sample, seed: rand::random() })
+        Ok(Self { generations, sample, seed: repository.draw() })
     }
 
     /// The most that has to be read: a volume's first generation whole, of the later ones what was sent.

@@ -130,7 +130,7 @@ fn deep(depth: u64) -> Result<()> {
         let name = format!("v{level}");
         top = times.time(0, || {
             let head = pool.create_head(top.size_bytes, Some(top.device))?;
-            Ok(pool.publish_head(&head, &name)?)
+            Ok(pool.publish_head(&head, &name, &[])?)
         })?;
         times.time(1, || {
             pool.write(&top, level * 7 % 1024 * BLOCK, &[2; 4096])?;

@@ -1,14 +1,18 @@
 //! `thinbak generation`.
 
-use thinbak_proto::v1::{
-    DeleteGenerationRequest, Generation as Found, GetGenerationRequest, ListGenerationsRequest,
-    ProtectGenerationRequest,
+use thinbak_proto::{
+    Failed, FailureKind,
+    v1::{
+        DeleteGenerationRequest, DeletedGeneration, Generation as Found, GetGenerationRequest,
+        ListGenerationsRequest, ListGenerationsResponse, ProtectGenerationRequest, UndeleteGenerationRequest,
+        generation_selector::Which,
+    },
 };
 
 use super::{Context, args::Generation, diff, grammar::GenerationArg, restore::volume_name, stop::Stop};
 use crate::{
     output::{Column, human, json},
-    repository_client::{self, RepositoryConnection},
+    repository_client::{self, Held, RepositoryConnection},
 };
 
 pub(super) async fn run(context: &Context, command: Generation) -> Result<(), Stop> {
@@ -20,20 +24,22 @@ pub(super) async fn run(context: &Context, command: Generation) -> Result<(), St
 
 async fn call(context: &Context, connection: &RepositoryConnection, command: Generation) -> Result<(), Stop> {
     match command {
-        Generation::List { volume } => {
-            let request = ListGenerationsRequest { volume: volume.as_deref().map(volume_name) };
-            let found = connection.repository().list_generations(request).await?.into_inner().generations;
-            list(context, &found)
+        Generation::List { volume, limit, deleted: false } => {
+            list(context, &all(connection, volume.as_deref(), limit, false).await?.generations)
+        }
+        Generation::List { volume, limit, deleted: true } => {
+            list_deleted(context, &all(connection, volume.as_deref(), limit, true).await?.deleted)
         }
         Generation::Show { generation } => {
             let found = get(connection, &generation).await?;
             show(context, &found)
         }
         Generation::Diff { from, to } => {
-            let (from, to) = (get(connection, &from).await?, get(connection, &to).await?);
+            let (from, to) = (hold(connection, &from).await?, hold(connection, &to).await?);
             diff::run(context, connection, &from, &to).await
         }
         Generation::Delete { generations } => delete(context, connection, &generations).await,
+        Generation::Undelete { generations } => undelete(context, connection, &generations).await,
         Generation::Protect { generation, off } => {
             let request = ProtectGenerationRequest {
                 volume: Some(volume_name(&generation.volume)),
@@ -46,10 +52,40 @@ async fn call(context: &Context, connection: &RepositoryConnection, command: Gen
     }
 }
 
+/// All pages of a list as one answer.
+async fn all(
+    connection: &RepositoryConnection,
+    volume: Option<&str>,
+    limit: Option<u32>,
+    deleted: bool,
+) -> Result<ListGenerationsResponse, Stop> {
+    let mut whole = ListGenerationsResponse::default();
+    loop {
+        let request = ListGenerationsRequest {
+            volume: volume.map(volume_name),
+            page_token: std::mem::take(&mut whole.next_page_token),
+            newest: limit.unwrap_or_default(),
+            deleted,
+            ..ListGenerationsRequest::default()
+        };
+        let page = connection.repository().list_generations(request).await?.into_inner();
+        whole.generations.extend(page.generations);
+        whole.deleted.extend(page.deleted);
+        if page.next_page_token.is_empty() {
+            return Ok(whole);
+        }
+        whole.next_page_token = page.next_page_token;
+    }
+}
+
 async fn get(connection: &RepositoryConnection, wanted: &GenerationArg) -> Result<Found, Stop> {
     let request =
         GetGenerationRequest { volume: Some(volume_name(&wanted.volume)), selector: Some(wanted.selector()) };
     Ok(connection.repository().get_generation(request).await?.into_inner())
+}
+
+async fn hold(connection: &RepositoryConnection, wanted: &GenerationArg) -> Result<Held, Stop> {
+    Ok(connection.hold_one(volume_name(&wanted.volume), wanted.selector()).await?)
 }
 
 /// All are looked up first, so that `latest` means what it meant when the command began.
@@ -84,6 +120,30 @@ async fn delete(
     }
     if context.output.is_json() {
         return tell(context, "is deleted", &deleted);
+    }
+    Ok(())
+}
+
+async fn undelete(
+    context: &Context,
+    connection: &RepositoryConnection,
+    generations: &[GenerationArg],
+) -> Result<(), Stop> {
+    let mut back = Vec::new();
+    for wanted in generations {
+        let Which::Number(number) = wanted.which else {
+            let message =
+                format!("undelete a generation of {}: it must be named by its number", wanted.volume);
+            let hint = format!("`thinbak generation list --deleted {}` shows the numbers", wanted.volume);
+            return Err(Failed::new(FailureKind::Usage, message).with_hint(hint).into());
+        };
+        let request = UndeleteGenerationRequest { volume: Some(volume_name(&wanted.volume)), number };
+        let found = connection.repository().undelete_generation(request).await?.into_inner();
+        context.output.note(&format!("{}:{} is back", found.volume_name, found.number));
+        back.push(found);
+    }
+    if context.output.is_json() {
+        return tell(context, "is back", &back);
     }
     Ok(())
 }
@@ -130,6 +190,33 @@ fn list(context: &Context, generations: &[Found]) -> Result<(), Stop> {
             human::bytes(generation.stored_bytes),
             flags.join(","),
         ]
+    });
+    Ok(context.output.table(&columns, rows.collect())?)
+}
+
+fn list_deleted(context: &Context, deleted: &[DeletedGeneration]) -> Result<(), Stop> {
+    if context.output.is_json() {
+        let all: Vec<_> = deleted.iter().map(json::deleted_generation).collect();
+        return Ok(context.output.document(&serde_json::json!({ "generations": all }))?);
+    }
+    let columns = [
+        Column::Left("VOLUME"),
+        Column::Right("GENERATION"),
+        Column::Left("CREATED"),
+        Column::Left("DELETED"),
+        Column::Left("UNDELETE UNTIL"),
+        Column::Right("SIZE"),
+    ];
+    let rows = deleted.iter().filter_map(|deleted| {
+        let generation = deleted.generation.as_ref()?;
+        Some(vec![
+            generation.volume_name.clone(),
+            generation.number.to_string(),
+            human::time(generation.created_at_ms),
+            human::time(deleted.deleted_at_ms),
+            human::time(deleted.undelete_until_ms),
+            human::bytes(generation.size_bytes),
+        ])
     });
     Ok(context.output.table(&columns, rows.collect())?)
 }

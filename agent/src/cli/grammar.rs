@@ -126,6 +126,57 @@ impl FromStr for GenerationArg {
     }
 }
 
+/// `VOLUME:GEN` where GEN may also stand for several: `3..7`, `3..`, `..7`, `all`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct GenerationsArg {
+    pub(super) volume: String,
+    pub(super) which: Generations,
+}
+
+/// One generation, or all with numbers in a range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Generations {
+    /// One.
+    One(Which),
+    /// Those with these numbers that are there, both ends included.
+    Range(u64, u64),
+}
+
+impl FromStr for GenerationsArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (volume, generation) = split_generation(text)?;
+        let generation = generation
+            .ok_or("generations are named as VOLUME:GEN, with a number, `latest`, a time, 3..7 or `all`")?;
+        let which = match (generation, generation.split_once("..")) {
+            ("all", _) => Generations::Range(1, u64::MAX),
+            (_, None) => Generations::One(which(generation, &TimeZone::system())?),
+            (_, Some((first, last))) => range(first, last)?,
+        };
+        Ok(Self { volume: volume.to_owned(), which })
+    }
+}
+
+/// `FIRST..LAST`, either of which may be left out.
+fn range(first: &str, last: &str) -> Result<Generations, String> {
+    let number = |text: &str, absent: u64| match text {
+        "" => Ok(absent),
+        text => text
+            .parse()
+            .ok()
+            .filter(|&number: &u64| number > 0)
+            .ok_or_else(|| format!("`{text}` is no number of a generation: they count from 1")),
+    };
+    match (first, last) {
+        ("", "") => Err("a range without numbers: like 3..7, 3.. or ..7; `all` means all".to_owned()),
+        (first, last) => match (number(first, 1)?, number(last, u64::MAX)?) {
+            (first, last) if first <= last => Ok(Generations::Range(first, last)),
+            (first, last) => Err(format!("{first}..{last} is empty: the lower number comes first")),
+        },
+    }
+}
+
 /// `VOLUME` or `VOLUME:GEN`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct VolumeOrGeneration {

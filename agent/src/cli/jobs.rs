@@ -21,7 +21,7 @@ pub(super) async fn follow(
     mut events: Streaming<JobEvent>,
 ) -> Result<(), Stop> {
     let mut following =
-        Following { context, bars: context.output.progress(), done: Vec::new(), failed: None };
+        Following { context, job, bars: context.output.progress(), at: None, done: Vec::new(), failed: None };
     let ended = loop {
         match events.message().await {
             Ok(Some(JobEvent { event: Some(event) })) => following.event(event)?,
@@ -30,12 +30,15 @@ pub(super) async fn follow(
             Err(status) => break Some(Failed::from(status)),
         }
     };
-    following.end(job, ended)
+    following.end(ended)
 }
 
 struct Following<'a> {
     context: &'a Context,
+    job: &'a str,
     bars: ProgressBars,
+    /// What the last status was about.
+    at: Option<String>,
     done: Vec<JobSummary>,
     /// The exit code of the first volume that failed.
     failed: Option<u8>,
@@ -47,6 +50,7 @@ impl Following<'_> {
         match event {
             Event::Status(status) if output.is_json() => going_on(output.json_line(&json::status(&status)))?,
             Event::Status(status) => {
+                self.move_on(&status.volume);
                 self.bars.update(&status.volume, &status.phase, status.done_bytes, status.total_bytes);
             }
             Event::Summary(summary) => {
@@ -71,15 +75,24 @@ impl Following<'_> {
         Ok(())
     }
 
-    fn end(mut self, job: &str, ended: Option<Failed>) -> Result<(), Stop> {
+    /// A restore does one generation after the other, so the one before is done with.
+    fn move_on(&mut self, to: &str) {
+        if self.job == "restore"
+            && let Some(former) = self.at.replace(to.to_owned()).filter(|former| former != to)
+        {
+            self.bars.finish(&former);
+        }
+    }
+
+    fn end(mut self, ended: Option<Failed>) -> Result<(), Stop> {
         self.bars.clear();
         let output = self.context.output;
         if !output.is_json() && !self.done.is_empty() {
             for summary in self.done.iter().filter(|summary| !summary.reason.is_empty()) {
                 output.note(&format!("{}: {}, because {}", summary.volume, summary.mode, summary.reason));
             }
-            let rows = self.done.iter().map(|summary| row(job, summary)).collect();
-            going_on(output.table(&columns(job), rows))?;
+            let rows = self.done.iter().map(|summary| row(self.job, summary)).collect();
+            going_on(output.table(&columns(self.job), rows))?;
         }
         match (ended, self.failed, self.done.is_empty()) {
             (None, None, _) => Ok(()),

@@ -3,15 +3,15 @@
 use thinbak_proto::{
     Failed, FailureKind,
     v1::{
-        GetGenerationRequest, PoolRequest, PoolVolume, RepositoryAddress, RestoreJobRequest, VolumeName,
-        restore_job_request::Target,
+        GenerationRange, GenerationSelector, GetGenerationRequest, PoolRequest, PoolVolume,
+        RepositoryAddress, RestoreJobRequest, VolumeName, restore_job_request::Target,
     },
 };
 
 use super::{
     Context,
     args::{Restore, RestoreTarget},
-    grammar::{GenerationArg, VolumeArg},
+    grammar::{Generations, GenerationsArg, VolumeArg},
     jobs,
     stop::Stop,
 };
@@ -38,20 +38,72 @@ async fn start(
     repository: RepositoryAddress,
     restore: Restore,
 ) -> Result<(), Stop> {
+    let chosen = Chosen::of(&restore.generations)?;
     let target = match restore.target {
         RestoreTarget { to: Some(volume), .. } => Target::NewVolume(pool_volume(volume)),
-        RestoreTarget { to_file: Some(path), .. } => Target::File(path),
-        RestoreTarget { in_place: Some(Some(volume)), .. } => Target::InPlace(pool_volume(volume)),
-        RestoreTarget { .. } => Target::InPlace(origin(agent, &repository, &restore.generation).await?),
+        RestoreTarget { to_file: Some(path), .. } => {
+            chosen.only("to a file")?;
+            Target::File(path)
+        }
+        RestoreTarget { in_place: Some(Some(volume)), .. } => {
+            chosen.only("in place")?;
+            Target::InPlace(pool_volume(volume))
+        }
+        RestoreTarget { .. } => {
+            let selector = chosen.only("in place")?;
+            Target::InPlace(origin(agent, &repository, chosen.volume, selector).await?)
+        }
     };
     let request = RestoreJobRequest {
         repository: Some(repository),
-        volume: Some(volume_name(&restore.generation.volume)),
-        selector: Some(restore.generation.selector()),
+        volume: Some(volume_name(chosen.volume)),
+        selectors: chosen.selectors,
+        ranges: chosen.ranges,
         target: Some(target),
     };
     let events = agent.jobs().restore(request).await?.into_inner();
     jobs::follow(context, "restore", events).await
+}
+
+/// The generations that were named, all of one volume.
+struct Chosen<'a> {
+    volume: &'a str,
+    selectors: Vec<GenerationSelector>,
+    ranges: Vec<GenerationRange>,
+}
+
+impl<'a> Chosen<'a> {
+    fn of(named: &'a [GenerationsArg]) -> Result<Self, Failed> {
+        let volume = named.first().map_or("", |first| first.volume.as_str());
+        if let Some(other) = named.iter().find(|other| other.volume != volume) {
+            let message = format!("{volume} and {} cannot be restored to one volume", other.volume);
+            return Err(Failed::new(FailureKind::Usage, message)
+                .with_hint("name generations of one volume, always by the same name"));
+        }
+        let mut chosen = Self { volume, selectors: Vec::new(), ranges: Vec::new() };
+        for GenerationsArg { which, .. } in named {
+            match *which {
+                Generations::One(which) => {
+                    chosen.selectors.push(GenerationSelector { which: Some(which) });
+                }
+                Generations::Range(first, last) => chosen.ranges.push(GenerationRange { first, last }),
+            }
+        }
+        Ok(chosen)
+    }
+
+    /// The one that was named, if it is one.
+    fn only(&self, how: &str) -> Result<GenerationSelector, Failed> {
+        match (self.selectors.as_slice(), self.ranges.as_slice()) {
+            ([selector], []) => Ok(*selector),
+            _ => {
+                let message = format!("several generations of {} cannot be restored {how}", self.volume);
+                Err(Failed::new(FailureKind::Usage, message).with_hint(
+                    "name one of them, or restore all to a new volume with snapshots: --to POOL/VOLUME",
+                ))
+            }
+        }
+    }
 }
 
 fn pool_volume(named: VolumeArg) -> PoolVolume {
@@ -67,13 +119,11 @@ pub(super) fn volume_name(name: &str) -> VolumeName {
 async fn origin(
     agent: &AgentChannel,
     repository: &RepositoryAddress,
-    generation: &GenerationArg,
+    volume: &str,
+    selector: GenerationSelector,
 ) -> Result<PoolVolume, Stop> {
     let connection = repository_client::connect(repository).await?;
-    let request = GetGenerationRequest {
-        volume: Some(volume_name(&generation.volume)),
-        selector: Some(generation.selector()),
-    };
+    let request = GetGenerationRequest { volume: Some(volume_name(volume)), selector: Some(selector) };
     let found = connection.repository().get_generation(request).await;
     connection.close().await;
     let found = found?.into_inner();

@@ -194,7 +194,7 @@ impl Import {
         let published = if self.replaces {
             self.pool.replace_volume(volume, &self.head)
         } else {
-            self.pool.publish_head(&self.head, volume)
+            self.pool.publish_head(&self.head, volume, &[])
         };
         published.map_err(while_doing(|| format!("import into {}", self.name)))
     }

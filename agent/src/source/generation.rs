@@ -9,7 +9,10 @@ use thinbak_proto::{
 };
 use tokio::task::JoinHandle;
 
-use super::map_walk::{MapRun, MapWalk};
+use super::{
+    geometry::{CUT_CHUNKS, Geometry},
+    map_walk::{MapRun, MapWalk, join},
+};
 use crate::{
     channel::BoxedChannel,
     stream::{BATCH_BYTES, Batch, Content, Extent, Source},
@@ -20,7 +23,10 @@ use crate::{
 const FETCHES: usize = 4;
 
 /// Chunks of the map looked at in one step, so that what was found to differ stays small in memory.
-const COMPARED_CHUNKS: u64 = 16 * 1024;
+const COMPARED_CHUNKS: u64 = CUT_CHUNKS;
+
+/// Bytes that a stored chunk may have more than the plain one.
+const STORED_EXTRA: u64 = 1024;
 
 /// What was moved to serve a generation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -33,10 +39,13 @@ pub struct SourceStats {
     pub received_bytes: u64,
 }
 
-/// Reads a generation. Without a target it names everything but holes; against a target it reads that
-/// too and names only what differs. Each chunk's id is recomputed before it is passed on.
+/// Reads a generation, or where it differs from another one of its volume. Without a target it names everything, but no
+/// holes where there is no other generation; against a target it reads that too and names only what differs there.
+/// Each chunk's id is recomputed before it is passed on.
 pub struct GenerationSource {
     walk: MapWalk,
+    /// Holes are what is left out.
+    from_nothing: bool,
     content: ContentClient<BoxedChannel>,
     geometry: Geometry,
     against: Option<PoolVolume>,
@@ -48,48 +57,24 @@ pub struct GenerationSource {
     stats: SourceStats,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Geometry {
-    size: u64,
-    chunk: u64,
-}
-
-impl Geometry {
-    fn offset(self, run: &MapRun) -> u64 {
-        run.chunk.saturating_mul(self.chunk)
-    }
-
-    /// Bytes of the run, the last chunk of the volume possibly short.
-    fn len(self, run: &MapRun) -> u64 {
-        let end = run.chunk.saturating_add(run.count).saturating_mul(self.chunk).min(self.size);
-        end.saturating_sub(self.offset(run))
-    }
-
-    /// How many of at most `limit` chunks of a run to take, so that what is left begins with a block.
-    fn cut(self, run: &MapRun, limit: u64, block: u64) -> u64 {
-        let limit = limit.min(run.count);
-        // Chunks are powers of two: what a block has in common with them is too.
-        let common = 1 << block.trailing_zeros().min(self.chunk.trailing_zeros());
-        let unit = (block / common).max(1);
-        let aligned = (run.chunk + limit) / unit * unit;
-        match aligned.checked_sub(run.chunk) {
-            Some(count) if count > 0 || limit < COMPARED_CHUNKS => count,
-            _ => limit,
-        }
-    }
-}
-
 impl GenerationSource {
-    /// Everything that `generation` holds, or what is different in `against`.
+    /// Everything that `generation` holds, or where it differs from `base`, an earlier or later one of its volume. Of
+    /// that only what is different in `against`, if there is one.
     pub fn new(
         content: ContentClient<BoxedChannel>,
+        base: Option<&Generation>,
         generation: &Generation,
         against: Option<PoolVolume>,
     ) -> Result<Self, Failed> {
+        let walk = match base {
+            Some(base) => MapWalk::difference(content.clone(), base, generation)?,
+            None => MapWalk::new(content.clone(), generation)?,
+        };
         Ok(Self {
-            walk: MapWalk::new(content.clone(), generation)?,
+            walk,
+            from_nothing: base.is_none(),
             content,
-            geometry: Geometry { size: generation.size_bytes, chunk: u64::from(generation.chunk_bytes) },
+            geometry: Geometry::of(generation)?,
             against,
             runs: VecDeque::new(),
             wanted: VecDeque::new(),
@@ -132,7 +117,10 @@ impl GenerationSource {
         let mapped = runs.iter().filter(|run| run.entry != MapEntry::Hole);
         self.stats.mapped_bytes += mapped.map(|run| self.geometry.len(run)).sum::<u64>();
         match self.against.clone() {
-            None => self.wanted.extend(runs.into_iter().filter(|run| run.entry != MapEntry::Hole)),
+            None => {
+                let named = |run: &MapRun| run.entry != MapEntry::Hole || !self.from_nothing;
+                self.wanted.extend(runs.into_iter().filter(named));
+            }
             Some(target) => {
                 let geometry = self.geometry;
                 let compared = tokio::task::spawn_blocking(move || compare(&target, geometry, &runs)).await;
@@ -151,10 +139,13 @@ impl GenerationSource {
         while chunks <= COMPARED_CHUNKS {
             let Some(runs) = self.walk.next().await? else { break };
             for run in runs {
-                chunks = chunks.saturating_add(run.count);
-                match self.runs.back_mut() {
-                    Some(last) if last.entry == run.entry && run.id().is_none() => last.count += run.count,
-                    _ => self.runs.push_back(run),
+                // The generation may be the shorter one of two.
+                let count = run.count.min(self.geometry.chunks().saturating_sub(run.chunk));
+                if count > 0 {
+                    chunks = chunks.saturating_add(count);
+                    let run = MapRun { count, ..run };
+                    let rest = self.runs.back_mut().map_or(Some(run), |last| last.absorb(run));
+                    self.runs.extend(rest);
                 }
             }
         }
@@ -266,20 +257,11 @@ fn compare_gap(
                     continue;
                 }
             }
-            merge(different, one);
+            join(different, one);
             next = chunk + 1;
         }
     }
     Ok(read)
-}
-
-fn merge(runs: &mut Vec<MapRun>, one: MapRun) {
-    match runs.last_mut() {
-        Some(last) if last.entry == one.entry && last.chunk + last.count == one.chunk => {
-            last.count += one.count
-        }
-        _ => runs.push(one),
-    }
 }
 
 /// Turns runs into extents; chunks are fetched in one call, each id once.
@@ -294,19 +276,8 @@ async fn fetch(
             lengths.insert(id, geometry.len(run));
         }
     }
-    let mut answers = Vec::with_capacity(lengths.len());
-    let mut received = 0;
-    if !lengths.is_empty() {
-        let ids = lengths.keys().map(ChunkId::to_bytes).collect();
-        let mut stream = content.get_chunks(GetChunksRequest { ids }).await?.into_inner();
-        while let Some(data) = stream.message().await? {
-            received += data.stored.len() as u64;
-            answers.push(data);
-            if answers.len() > lengths.len() {
-                return Err(damaged("the server sent more chunks than were asked for"));
-            }
-        }
-    }
+    let answers = receive(&mut content, &lengths).await?;
+    let received = answers.iter().map(|data| data.stored.len() as u64).sum();
     let plain = tokio::task::spawn_blocking(move || open_chunks(&answers, &lengths));
     let plain = plain.await.map_err(|error| broken(&error))??;
     let mut batch = Vec::with_capacity(wanted.len());
@@ -323,6 +294,33 @@ async fn fetch(
         batch.push(Extent { offset, content });
     }
     Ok((batch, received))
+}
+
+/// What a server sends of the chunks of these plain lengths, in bounded memory.
+async fn receive(
+    content: &mut ContentClient<BoxedChannel>,
+    lengths: &HashMap<ChunkId, u64>,
+) -> Result<Vec<ChunkData>, Failed> {
+    let mut answers = Vec::with_capacity(lengths.len());
+    if lengths.is_empty() {
+        return Ok(answers);
+    }
+    let ids = lengths.keys().map(ChunkId::to_bytes).collect();
+    let mut stream = content.get_chunks(GetChunksRequest { ids }).await?.into_inner();
+    while let Some(data) = stream.message().await? {
+        let id = ChunkId::try_from(&*data.id).map_err(|error| damaged(&error.to_string()))?;
+        let Some(&length) = lengths.get(&id) else {
+            return Err(damaged(&format!("the server sent chunk {id}, which was not asked for")));
+        };
+        if data.stored.len() as u64 > length + STORED_EXTRA {
+            return Err(damaged(&format!("the server sent {} bytes as chunk {id}", data.stored.len())));
+        }
+        answers.push(data);
+        if answers.len() > lengths.len() {
+            return Err(damaged("the server sent more chunks than were asked for"));
+        }
+    }
+    Ok(answers)
 }
 
 /// Decompresses and proves what a server sent.
@@ -355,3 +353,6 @@ fn open_chunks(
 fn damaged(what: &str) -> Failed {
     Failed::new(FailureKind::Damaged, format!("reading a generation: {what}"))
 }
+
+#[cfg(test)]
+mod tests;

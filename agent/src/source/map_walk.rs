@@ -1,10 +1,19 @@
-//! Walks the map tree of a generation and says what each chunk of the volume holds.
+//! Walks the map tree of a generation and says what each chunk of the volume holds: all of them, or those
+//! that another generation of the volume says something else of.
+//!
+//! Two trees are walked side by side, and what they share is skipped without reading it: equal ids are equal
+//! content. A single tree is walked beside one of which nothing is known. Nodes come from a server that is not
+//! trusted: the id of each is recomputed, and it must stand at the level where it was found, so that a walk goes down
+//! at most [`MAX_LEVELS`](thinbak_proto::MAX_LEVELS) steps.
+
+use std::collections::HashMap;
 
 use thinbak_proto::{
-    ChunkId, FAN_OUT, Failed, FailureKind, MAX_LEVELS, MapEntry, MapNode, NodeId, chunk_count, span_of_level,
+    ChunkId, FAN_OUT, Failed, FailureKind, MapEntry, MapNode, NodeId, span_of_level,
     v1::{Generation, GetNodesRequest, content_client::ContentClient},
 };
 
+use super::geometry::Geometry;
 use crate::channel::BoxedChannel;
 
 /// What a run of chunks holds. Zero and hole runs may be long, a chunk is always alone.
@@ -24,145 +33,262 @@ impl MapRun {
     pub fn id(&self) -> Option<ChunkId> {
         self.entry.chunk()
     }
+
+    /// Takes in a run that goes on with the same and is no chunk; returns any other.
+    pub(super) fn absorb(&mut self, next: Self) -> Option<Self> {
+        if self.entry != next.entry || next.id().is_some() || self.chunk + self.count != next.chunk {
+            return Some(next);
+        }
+        self.count += next.count;
+        None
+    }
 }
 
-/// A walk in ascending order. Holds at most one path of the tree with its siblings: a few hundred
-/// nodes, whatever the size of the volume. Every node's id is recomputed.
+/// Appends a run, to the last one if that takes it in.
+pub(super) fn join(runs: &mut Vec<MapRun>, next: MapRun) {
+    let rest = match runs.last_mut() {
+        Some(last) => last.absorb(next),
+        None => Some(next),
+    };
+    runs.extend(rest);
+}
+
+/// A walk in ascending order. Holds one path of nodes with their siblings: a few hundred nodes a level, whatever the
+/// size of the volume.
 pub struct MapWalk {
     content: ContentClient<BoxedChannel>,
-    /// Nodes and ready runs still to visit, the next one last.
-    stack: Vec<Pending>,
+    /// Where the walk begins, until it has begun.
+    top: Option<Pair>,
+    /// From the highest level down to where the walk is.
+    path: Vec<Frame>,
+    /// Chunks of the volume: the tree has holes behind them.
     chunks: u64,
+    /// Behind which nothing is told.
+    end: u64,
 }
 
-enum Pending {
-    /// A node that is not fetched yet.
-    Node { id: NodeId, level: u32, first: u64 },
-    /// A fetched leaf.
-    Leaf { node: Box<MapNode>, first: u64 },
-    /// A slot above the leaves that stands for everything below it.
-    Run(MapRun),
+/// What one tree says of the first chunks of a range; the rest of the range is hole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    /// Nothing is known, so all is different.
+    Unknown,
+    /// An entry that stands for `span_of_level(level)` chunks.
+    Known { entry: MapEntry, level: u32 },
+}
+
+impl Side {
+    /// What the side says of a range of `level`, when it says one thing.
+    fn uniform(self, level: u32) -> Option<MapEntry> {
+        match self {
+            Self::Known { entry: MapEntry::Hole, .. } => Some(MapEntry::Hole),
+            Self::Known { entry, level: own } if own == level && (level == 0 || entry.node().is_none()) => {
+                Some(entry)
+            }
+            _ => None,
+        }
+    }
+
+    /// The node that says what lies in a range of `level`.
+    fn node(self, level: u32) -> Option<NodeId> {
+        match self {
+            Self::Known { entry, level: own } if own == level && level > 0 => entry.node(),
+            _ => None,
+        }
+    }
+
+    /// What the side says of the slots of a range of `level`.
+    fn slots(self, level: u32, nodes: &HashMap<NodeId, MapNode>) -> Result<[Self; FAN_OUT], Failed> {
+        let below = level.saturating_sub(1);
+        let known = |entry| Self::Known { entry, level: below };
+        match self {
+            Self::Unknown => Ok([Self::Unknown; FAN_OUT]),
+            Self::Known { level: own, .. } if own < level => {
+                let mut slots = [known(MapEntry::Hole); FAN_OUT];
+                if let Some(first) = slots.first_mut() {
+                    *first = self;
+                }
+                Ok(slots)
+            }
+            Self::Known { entry, .. } => match entry.node() {
+                None => Ok([known(entry); FAN_OUT]),
+                Some(id) => match nodes.get(&id) {
+                    Some(node) if u32::from(node.level()) == below => Ok(node.slots().map(known)),
+                    Some(node) => {
+                        Err(damaged(&format!("a map node of level {} where {below} belongs", node.level())))
+                    }
+                    None => Err(damaged(&format!("map node {id} is missing"))),
+                },
+            },
+        }
+    }
+}
+
+/// A range that the two sides may say different things of.
+#[derive(Debug, Clone, Copy)]
+struct Pair {
+    first: u64,
+    level: u32,
+    old: Side,
+    new: Side,
+}
+
+impl Pair {
+    fn is_same(&self) -> bool {
+        let uniform = || self.old.uniform(self.level).zip(self.new.uniform(self.level));
+        self.old == self.new || uniform().is_some_and(|(old, new)| old == new)
+    }
+
+    /// What the new side holds, when nothing has to be read to know where it differs.
+    fn settled(&self) -> Option<MapRun> {
+        let told = self.old == Side::Unknown || self.old.uniform(self.level).is_some();
+        let entry = self.new.uniform(self.level).filter(|_| told)?;
+        Some(MapRun { chunk: self.first, count: span_of_level(self.level), entry })
+    }
+}
+
+/// Ranges of one level that differ.
+struct Frame {
+    /// Still to be visited, the next one last.
+    pairs: Vec<Pair>,
+    /// The nodes that they name.
+    nodes: HashMap<NodeId, MapNode>,
 }
 
 impl MapWalk {
     /// A walk over all of `generation`.
     pub fn new(content: ContentClient<BoxedChannel>, generation: &Generation) -> Result<Self, Failed> {
-        let root = NodeId::try_from(&*generation.root).map_err(|error| damaged(&error.to_string()))?;
-        if !(1..=MAX_LEVELS).contains(&generation.levels) {
-            return Err(damaged(&format!("a map of {} levels", generation.levels)));
-        }
-        let chunks = chunk_count(generation.size_bytes, generation.chunk_bytes);
-        let top = Pending::Node { id: root, level: generation.levels - 1, first: 0 };
-        Ok(Self { content, stack: vec![top], chunks })
+        Self::over(content, None, generation)
     }
 
-    /// The next runs, ascending and without gaps; `None` after the last chunk of the volume.
+    /// A walk over what `generation` says differently than `base`, up to the end of the longer one: the rest of the
+    /// shorter one is hole.
+    pub fn difference(
+        content: ContentClient<BoxedChannel>,
+        base: &Generation,
+        generation: &Generation,
+    ) -> Result<Self, Failed> {
+        Self::over(content, Some(base), generation)
+    }
+
+    fn over(
+        content: ContentClient<BoxedChannel>,
+        base: Option<&Generation>,
+        generation: &Generation,
+    ) -> Result<Self, Failed> {
+        let geometry = Geometry::of(generation)?;
+        let (new, chunks) = (root(generation)?, geometry.chunks());
+        let (mut old, mut end, mut level) = (Side::Unknown, chunks, generation.levels);
+        if let Some(base) = base {
+            let of_base = Geometry::of(base)?;
+            if of_base.chunk != geometry.chunk {
+                return Err(damaged("two generations of one repository have chunks of different sizes"));
+            }
+            (old, end) = (root(base)?, end.max(of_base.chunks()));
+            level = level.max(base.levels);
+        }
+        let top = Pair { first: 0, level, old, new };
+        Ok(Self { content, top: Some(top).filter(|top| !top.is_same()), path: Vec::new(), chunks, end })
+    }
+
+    /// The next runs, ascending; `None` after the last one. Of a walk over all they are without gaps up to the end
+    /// of the volume.
     pub async fn next(&mut self) -> Result<Option<Vec<MapRun>>, Failed> {
-        loop {
-            match self.stack.pop() {
-                None => return Ok(None),
-                Some(Pending::Run(run)) => {
-                    if let Some(run) = self.clip(run)? {
-                        return Ok(Some(vec![run]));
-                    }
+        if let Some(top) = self.top.take() {
+            self.descend(vec![top]).await?;
+        }
+        while let Some(frame) = self.path.last_mut() {
+            let Some(pair) = frame.pairs.pop() else {
+                self.path.pop();
+                continue;
+            };
+            let mut runs = Vec::new();
+            if let Some(run) = pair.settled() {
+                runs.push(run);
+            } else {
+                let below = differing(&pair, &frame.nodes)?;
+                if below.iter().any(|pair| pair.settled().is_none()) {
+                    self.descend(below).await?;
+                    continue;
                 }
-                Some(Pending::Leaf { node, first }) => {
-                    let runs = self.leaf_runs(&node, first)?;
-                    if !runs.is_empty() {
-                        return Ok(Some(runs));
-                    }
-                }
-                Some(Pending::Node { id, level, first }) => {
-                    self.stack.push(Pending::Node { id, level, first });
-                    self.fetch_top().await?;
-                }
+                below.iter().filter_map(Pair::settled).for_each(|run| join(&mut runs, run));
+            }
+            let runs = self.clip(runs)?;
+            if !runs.is_empty() {
+                return Ok(Some(runs));
             }
         }
+        Ok(None)
     }
 
-    /// Fetches the nodes of one level that lie together at the top of the stack, in one call, and puts
-    /// what they hold in their place.
-    async fn fetch_top(&mut self) -> Result<(), Failed> {
-        let mut wanted = Vec::new();
-        // Leaves are small in number per parent and fetched together; above them one at a time, so that
-        // the stack stays short.
-        while let Some(&Pending::Node { id, level, first }) = self.stack.last() {
-            let together = wanted.last().is_none_or(|&(_, last, _): &(_, u32, _)| last == 0 && level == 0);
-            if !together || wanted.len() >= FAN_OUT {
-                break;
-            }
-            wanted.push((id, level, first));
-            self.stack.pop();
+    /// Fetches what `pairs` name and goes on with them.
+    async fn descend(&mut self, mut pairs: Vec<Pair>) -> Result<(), Failed> {
+        let mut ids: Vec<NodeId> = Vec::new();
+        for pair in pairs.iter().filter(|pair| pair.settled().is_none()) {
+            ids.extend(pair.old.node(pair.level));
+            ids.extend(pair.new.node(pair.level));
         }
-        let nodes = self.fetch(&wanted).await?;
-        let mut found = Vec::new();
-        for (node, (_, level, first)) in nodes.into_iter().zip(wanted) {
-            if u32::from(node.level()) != level {
-                return Err(damaged(&format!("a map node of level {} where {level} belongs", node.level())));
-            }
-            if level == 0 {
-                found.push(Pending::Leaf { node: Box::new(node), first });
-            } else {
-                Self::expand(&node, level, first, &mut found);
-            }
-        }
-        self.stack.extend(found.into_iter().rev());
+        ids.sort_unstable();
+        ids.dedup();
+        let nodes = self.fetch(&ids).await?;
+        pairs.reverse();
+        self.path.push(Frame { pairs, nodes });
         Ok(())
     }
 
-    fn expand(node: &MapNode, level: u32, first: u64, found: &mut Vec<Pending>) {
-        let span = span_of_level(level);
-        let mut at = first;
-        for slot in node.slots() {
-            match (slot.node(), found.last_mut()) {
-                (Some(id), _) => found.push(Pending::Node { id, level: level - 1, first: at }),
-                (None, Some(Pending::Run(run))) if run.entry == *slot => run.count += span,
-                (None, _) => found.push(Pending::Run(MapRun { chunk: at, count: span, entry: *slot })),
-            }
-            at = at.saturating_add(span);
+    /// The nodes with these ids, each recomputed; at most two for each slot of a node.
+    async fn fetch(&mut self, ids: &[NodeId]) -> Result<HashMap<NodeId, MapNode>, Failed> {
+        let mut nodes = HashMap::with_capacity(ids.len());
+        if ids.is_empty() {
+            return Ok(nodes);
         }
-    }
-
-    async fn fetch(&mut self, wanted: &[(NodeId, u32, u64)]) -> Result<Vec<MapNode>, Failed> {
-        let ids = wanted.iter().map(|(id, ..)| id.to_bytes()).collect();
-        let mut answers = self.content.get_nodes(GetNodesRequest { ids }).await?.into_inner();
-        let mut nodes = Vec::with_capacity(wanted.len());
-        for (id, ..) in wanted {
+        let request = GetNodesRequest { ids: ids.iter().map(NodeId::to_bytes).collect() };
+        let mut answers = self.content.get_nodes(request).await?.into_inner();
+        for id in ids {
             let data =
                 answers.message().await?.ok_or_else(|| damaged("the server sent too few map nodes"))?;
             if NodeId::of(&data.node) != *id {
                 return Err(damaged(&format!("map node {id} is not what its id says")));
             }
-            nodes.push(MapNode::decode(&data.node).map_err(|error| damaged(&error.to_string()))?);
+            let node = MapNode::decode(&data.node).map_err(|error| damaged(&error.to_string()))?;
+            nodes.insert(*id, node);
         }
         Ok(nodes)
     }
 
-    fn leaf_runs(&self, node: &MapNode, first: u64) -> Result<Vec<MapRun>, Failed> {
-        let mut runs: Vec<MapRun> = Vec::new();
-        for (slot, chunk) in node.slots().iter().zip(first..) {
-            match runs.last_mut() {
-                Some(run) if run.entry == *slot && slot.chunk().is_none() => run.count += 1,
-                _ => runs.push(MapRun { chunk, count: 1, entry: *slot }),
+    /// Cuts what lies behind the end, where a tree holds nothing.
+    fn clip(&self, mut runs: Vec<MapRun>) -> Result<Vec<MapRun>, Failed> {
+        for run in &mut runs {
+            let end = run.chunk.saturating_add(run.count);
+            if end > self.chunks && run.entry != MapEntry::Hole {
+                return Err(damaged("the map names chunks beyond the end of the volume"));
             }
+            run.count = end.min(self.end).saturating_sub(run.chunk);
         }
-        let mut clipped = Vec::with_capacity(runs.len());
-        for run in runs {
-            clipped.extend(self.clip(run)?);
-        }
-        Ok(clipped)
+        runs.retain(|run| run.count > 0);
+        Ok(runs)
     }
+}
 
-    /// Cuts a run at the end of the volume, beyond which a tree holds nothing.
-    fn clip(&self, run: MapRun) -> Result<Option<MapRun>, Failed> {
-        let end = run.chunk.saturating_add(run.count).min(self.chunks);
-        if end < run.chunk.saturating_add(run.count) && run.entry != MapEntry::Hole {
-            return Err(damaged("the map names chunks beyond the end of the volume"));
-        }
-        Ok((run.chunk < end).then(|| MapRun { count: end - run.chunk, ..run }))
-    }
+/// The whole tree of a generation.
+fn root(generation: &Generation) -> Result<Side, Failed> {
+    let id = NodeId::try_from(&*generation.root).map_err(|error| damaged(&error.to_string()))?;
+    Ok(Side::Known { entry: id.into(), level: generation.levels })
+}
+
+/// The parts of a range that the two sides say different things of.
+fn differing(pair: &Pair, nodes: &HashMap<NodeId, MapNode>) -> Result<Vec<Pair>, Failed> {
+    let level = pair.level.saturating_sub(1);
+    let (old, new) = (pair.old.slots(pair.level, nodes)?, pair.new.slots(pair.level, nodes)?);
+    let slots = (0u64..).zip(old.into_iter().zip(new)).map(|(slot, (old, new))| {
+        let first = pair.first.saturating_add(slot.saturating_mul(span_of_level(level)));
+        Pair { first, level, old, new }
+    });
+    Ok(slots.filter(|pair| !pair.is_same()).collect())
 }
 
 fn damaged(what: &str) -> Failed {
     Failed::new(FailureKind::Damaged, format!("reading the map of a generation: {what}"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,13 @@
 //! Heads: private devices that are written and then become a volume in one step.
+//!
+//! Of a head moments can be kept while it is written on: private snapshots, which become snapshots of the volume in the
+//! same step. What dies before that step leaves nothing but private devices, and those go at the next open.
+
+use std::collections::HashSet;
 
 use uuid::Uuid;
 
+use super::names::check_snapshot_name;
 use super::volume::{Kind, Volume};
 use super::volumes::{check_multiple, check_new_volume, find_volume, refuse_taken};
 use super::{EmbeddedError, EmbeddedPool, now_ms};
@@ -35,20 +41,72 @@ impl EmbeddedPool {
         })
     }
 
-    /// Makes a head a volume of this name. All that was written to it is durable then.
+    /// Changes the size of a head, which then has what it maps beyond a smaller end still.
+    ///
+    /// # Errors
+    /// [`EmbeddedError::Size`] when the size is no multiple of a sector, [`EmbeddedError::WrongKind`],
+    /// [`EmbeddedError::Stale`]; what the registry says.
+    pub fn resize_head(&self, head: &Volume, size_bytes: u64) -> Result<Volume, EmbeddedError> {
+        check_multiple(size_bytes, SECTOR_BYTES)?;
+        let mut books = self.inner.books.lock();
+        let entry = Entry { size_bytes, ..find_head(books.registry.state(), head)?.clone() };
+        let resized = Volume::of(books.registry.state(), &entry);
+        books.registry.record(vec![Change::Put(entry)])?;
+        Ok(resized)
+    }
+
+    /// Takes a private read-only snapshot of a head as it is now. It goes at the next [`open`](Self::open) unless it is
+    /// published together with the head.
+    ///
+    /// # Errors
+    /// [`EmbeddedError::WrongKind`], [`EmbeddedError::Stale`], [`EmbeddedError::ClockExhausted`]; what pool and registry
+    /// say.
+    pub fn snapshot_head(&self, head: &Volume) -> Result<Volume, EmbeddedError> {
+        let mut taken = self.take(|state| {
+            let entry = find_head(state, head)?;
+            Ok(vec![(entry, Role::Candidate { of: entry.uuid })])
+        })?;
+        taken.pop().ok_or_else(|| EmbeddedError::Stale { name: head.name.clone(), device: head.device })
+    }
+
+    /// Makes a head a volume of this name, and snapshots taken of it that volume's snapshots of the names beside them:
+    /// all in one commit. All that was written to them is durable then.
     ///
     /// # Errors
     /// [`EmbeddedError::Name`], [`EmbeddedError::Exists`], [`EmbeddedError::WrongKind`], [`EmbeddedError::Stale`];
-    /// what pool and registry say.
-    pub fn publish_head(&self, head: &Volume, as_volume: &str) -> Result<Volume, EmbeddedError> {
+    /// what pool and registry say. Then all are as they were.
+    pub fn publish_head(
+        &self,
+        head: &Volume,
+        as_volume: &str,
+        snapshots: &[(Volume, String)],
+    ) -> Result<Volume, EmbeddedError> {
         check_new_volume(as_volume)?;
+        for (_, name) in snapshots {
+            check_snapshot_name(name)
+                .map_err(|source| EmbeddedError::Name { name: name.to_owned(), source })?;
+        }
         self.inner.transact(|state| {
             let entry = find_head(state, head)?;
             refuse_taken(state, as_volume)?;
             let role = Role::Volume { name: as_volume.to_owned() };
             let entry = Entry { role, created_at_ms: now_ms(), ..entry.clone() };
             let volume = Volume::of(state, &entry);
-            Ok((Plan { create: Vec::new(), changes: vec![Change::Put(entry)] }, volume))
+            let mut names = HashSet::new();
+            let mut changes = Vec::with_capacity(snapshots.len() + 1);
+            for (snapshot, name) in snapshots {
+                let taken = find_current(state, snapshot)?;
+                if taken.role != (Role::Candidate { of: entry.uuid }) {
+                    return Err(wrong_kind(snapshot, "a snapshot of the head"));
+                }
+                if !names.insert(name) {
+                    return Err(EmbeddedError::Exists { name: format!("{as_volume}@{name}") });
+                }
+                let role = Role::Snapshot { of: entry.uuid, name: name.clone() };
+                changes.push(Change::Put(Entry { role, ..taken.clone() }));
+            }
+            changes.push(Change::Put(entry));
+            Ok((Plan { create: Vec::new(), changes }, volume))
         })
     }
 

@@ -48,7 +48,7 @@ impl EmbeddedPool {
     }
 
     /// Takes a snapshot of each origin for its role.
-    fn take(
+    pub(super) fn take(
         &self,
         wanted: impl for<'a> FnOnce(&'a State) -> Result<Vec<(&'a Entry, Role)>, EmbeddedError>,
     ) -> Result<Vec<Volume>, EmbeddedError> {

@@ -64,7 +64,7 @@ pub(crate) enum Role {
     Head,
     /// A private read-only snapshot of a running job.
     Candidate {
-        /// The volume's identity.
+        /// The volume's identity, or the head's.
         of: Uuid,
     },
     /// Deleted for everybody, but its mappings are still being given up.

@@ -5,7 +5,7 @@ use std::path::Path;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use uuid::Uuid;
 
-use super::{Catalogue, CatalogueError, damaged};
+use super::{Catalogue, CatalogueError, Mutex, damaged};
 
 impl Catalogue {
     /// Opens a copy to look at it. It is not changed.
@@ -13,7 +13,11 @@ impl Catalogue {
         let options = SqliteConnectOptions::new().filename(path).read_only(true);
         let pool = SqlitePoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None);
         let pool = pool.connect_with(options).await;
-        Ok(Self { pool: pool.map_err(|error| damaged(path, error.into()))?, path: path.into() })
+        Ok(Self {
+            pool: pool.map_err(|error| damaged(path, error.into()))?,
+            path: path.into(),
+            write_failure: Mutex::default(),
+        })
     }
 
     /// Says whose catalogue this is, where it does not say so yet; another repository's is an error.

@@ -15,11 +15,11 @@ pub(super) fn unsigned(value: i64) -> Result<u64, CatalogueError> {
     u64::try_from(value).map_err(|_| CatalogueError::Row("negative number"))
 }
 
-fn number(row: &SqliteRow, column: &'static str) -> Result<u64, CatalogueError> {
+pub(super) fn number(row: &SqliteRow, column: &'static str) -> Result<u64, CatalogueError> {
     u64::try_from(row.try_get::<i64, _>(column)?).map_err(|_| CatalogueError::Row(column))
 }
 
-fn small(row: &SqliteRow, column: &'static str) -> Result<u32, CatalogueError> {
+pub(super) fn small(row: &SqliteRow, column: &'static str) -> Result<u32, CatalogueError> {
     u32::try_from(row.try_get::<i64, _>(column)?).map_err(|_| CatalogueError::Row(column))
 }
 

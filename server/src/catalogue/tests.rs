@@ -1,4 +1,7 @@
+mod pages;
+
 use tempfile::TempDir;
+use thinbak_proto::NodeId;
 
 use super::*;
 
@@ -33,6 +36,19 @@ fn generation(volume: Uuid, name: &str, number: u64) -> v1::Generation {
 }
 
 const MANIFEST: ManifestId = ManifestId::from_bytes([1; 32]);
+const TOMBSTONE: ManifestId = ManifestId::from_bytes([2; 32]);
+
+/// Deletes generations; the numbers of those that were.
+async fn delete(catalogue: &Catalogue, volume: Uuid, numbers: &[u64], at_ms: u64) -> Vec<u64> {
+    let deletion = |number: &u64| Deletion {
+        key: GenerationKey { volume, number: *number },
+        revision: 2,
+        tombstone: TOMBSTONE,
+    };
+    let deletions: Vec<_> = numbers.iter().map(deletion).collect();
+    let marked = catalogue.mark_deleted(&deletions, at_ms).await.unwrap();
+    marked.into_iter().map(|key| key.number).collect()
+}
 
 #[tokio::test]
 async fn a_generation_comes_back_as_it_was_given() {
@@ -59,9 +75,9 @@ async fn a_number_is_given_once_even_after_deletion() {
     }
     let again = catalogue.add_generation(&generation(volume, "h/p/v", 3), MANIFEST, false).await;
     assert!(matches!(again, Err(CatalogueError::NumberTaken(3))));
-    assert!(catalogue.mark_deleted(&generation(volume, "h/p/v", 2), 9, MANIFEST).await.unwrap());
-    assert!(!catalogue.mark_deleted(&generation(volume, "h/p/v", 2), 9, MANIFEST).await.unwrap(), "twice");
-    assert!(!catalogue.mark_deleted(&generation(volume, "h/p/v", 3), 9, MANIFEST).await.unwrap(), "newest");
+    assert_eq!(delete(&catalogue, volume, &[2], 9).await, [2]);
+    assert!(delete(&catalogue, volume, &[2], 9).await.is_empty(), "twice");
+    assert!(delete(&catalogue, volume, &[3], 9).await.is_empty(), "newest");
     assert_eq!(catalogue.next(volume).await.unwrap().number, 4);
     assert_eq!(catalogue.generation(volume, Selector::Number(2)).await.unwrap(), None);
 }
@@ -124,4 +140,87 @@ async fn what_does_not_fit_is_refused_and_not_cut() {
     assert!(matches!(refused, Err(CatalogueError::TooLarge(u64::MAX))));
     assert!(catalogue.generation(volume, Selector::Number(u64::MAX)).await.is_err());
     assert_eq!(catalogue.volumes().await.unwrap(), []);
+}
+
+/// All pages of `roots` or of `expired`, as volume and number, from pages of two.
+async fn walk(catalogue: &Catalogue, cutoff_ms: u64, expired: bool) -> Vec<(Uuid, u64)> {
+    let (mut after, mut found) = (None, Vec::new());
+    loop {
+        let page = match expired {
+            false => catalogue.roots(cutoff_ms, after, 2).await.unwrap(),
+            true => catalogue.expired(cutoff_ms, after, 2).await.unwrap(),
+        };
+        let Some(last) = page.last() else { return found };
+        after = Some(last.key);
+        assert!(page.len() <= 2);
+        assert!(
+            page.iter().all(|root| root.root == NodeId::from_bytes([7; 32]) && root.manifest == MANIFEST)
+        );
+        assert!(page.iter().all(|root| (root.size_bytes, root.chunk_bytes) == (1 << 40, 65536)));
+        found.extend(page.iter().map(|root| (root.key.volume, root.key.number)));
+    }
+}
+
+#[tokio::test]
+async fn deleted_generations_are_roots_until_their_grace_is_over() {
+    let (_dir, catalogue) = catalogue().await;
+    let (mut one, mut two) = (Uuid::new_v4(), Uuid::new_v4());
+    if one > two {
+        std::mem::swap(&mut one, &mut two);
+    }
+    for number in 1..=5 {
+        catalogue.add_generation(&generation(one, "h/p/one", number), MANIFEST, false).await.unwrap();
+    }
+    for number in 1..=2 {
+        catalogue.add_generation(&generation(two, "h/p/two", number), MANIFEST, false).await.unwrap();
+    }
+    assert_eq!(delete(&catalogue, one, &[1, 3], 100).await, [1, 3]);
+    assert_eq!(delete(&catalogue, two, &[1], 200).await, [1]);
+    let all: Vec<_> = (1..=5).map(|number| (one, number)).chain([(two, 1), (two, 2)]).collect();
+    let without = |gone: &[(Uuid, u64)]| -> Vec<_> {
+        all.iter().copied().filter(|root| !gone.contains(root)).collect()
+    };
+    for (cutoff, expired) in [
+        (0, vec![]),
+        (99, vec![]),
+        (100, vec![(one, 1), (one, 3)]),
+        (199, vec![(one, 1), (one, 3)]),
+        (u64::MAX, vec![(one, 1), (one, 3), (two, 1)]),
+    ] {
+        assert_eq!(walk(&catalogue, cutoff, false).await, without(&expired), "{cutoff}");
+        assert_eq!(walk(&catalogue, cutoff, true).await, expired, "{cutoff}");
+    }
+}
+
+#[tokio::test]
+async fn only_what_was_deleted_long_enough_ago_is_forgotten_and_its_number_stays_taken() {
+    let (_dir, catalogue) = catalogue().await;
+    let volume = Uuid::new_v4();
+    for number in 1..=4 {
+        catalogue.add_generation(&generation(volume, "h/p/v", number), MANIFEST, false).await.unwrap();
+    }
+    assert_eq!(delete(&catalogue, volume, &[1], 100).await, [1]);
+    assert_eq!(delete(&catalogue, volume, &[2], 101).await, [2]);
+    let keys: Vec<_> = (1..=4).map(|number| GenerationKey { volume, number }).collect();
+    assert_eq!(catalogue.forget(&keys, 99).await.unwrap(), 0);
+    assert_eq!(catalogue.forget(&keys, 100).await.unwrap(), 1);
+    assert_eq!(catalogue.forget(&keys, 100).await.unwrap(), 0, "twice");
+    assert_eq!(walk(&catalogue, 0, false).await, [(volume, 2), (volume, 3), (volume, 4)]);
+    let forgotten = generation(volume, "h/p/v", 1);
+    assert!(!catalogue.undelete(&forgotten, 3, MANIFEST).await.unwrap());
+    let (undeleted, next) = (generation(volume, "h/p/v", 2), catalogue.next(volume).await.unwrap());
+    assert!(catalogue.undelete(&undeleted, 3, MANIFEST).await.unwrap());
+    assert!(!catalogue.undelete(&undeleted, 3, MANIFEST).await.unwrap(), "twice");
+    let found = catalogue.generation(volume, Selector::Number(2)).await.unwrap().unwrap();
+    assert_eq!((found.generation, found.revision), (undeleted, 3));
+    assert_eq!((catalogue.next(volume).await.unwrap(), next.number), (next, 5));
+}
+
+#[tokio::test]
+async fn the_grace_period_is_seven_days_until_it_is_set() {
+    let (_dir, catalogue) = catalogue().await;
+    assert_eq!(catalogue.grace_ms().await.unwrap(), 7 * 24 * 3600 * 1000);
+    catalogue.set_grace_ms(0).await.unwrap();
+    assert_eq!(catalogue.grace_ms().await.unwrap(), 0);
+    assert!(matches!(catalogue.set_grace_ms(u64::MAX).await, Err(CatalogueError::TooLarge(u64::MAX))));
 }

@@ -12,7 +12,7 @@ use std::{
 use jiff::Timestamp;
 use tokio::task::spawn_blocking;
 
-use super::{Repository, RepositoryError, now_ms};
+use super::{Repository, RepositoryError};
 use crate::catalogue::Catalogue;
 
 const DIR_NAME: &str = "catalogue-backups";
@@ -93,8 +93,8 @@ impl Repository {
             let _ = remove(&partial);
         }
         copied?;
-        let place = dir.clone();
-        let published = on_disk(move || publish(&place, &partial, keep.max(1))).await;
+        let (place, now_ms) = (dir.clone(), self.now_ms());
+        let published = on_disk(move || publish(&place, &partial, keep.max(1), now_ms)).await;
         let backup = published.map_err(RepositoryError::io("put a copy of the catalogue into", &dir))?;
         tracing::info!(job = "backup-catalogue", path = %backup.path.display(), bytes = backup.bytes, "catalogue copied");
         Ok(backup)
@@ -113,13 +113,13 @@ impl Repository {
     }
 }
 
-fn publish(dir: &Path, partial: &Path, keep: usize) -> io::Result<CatalogueBackup> {
+fn publish(dir: &Path, partial: &Path, keep: usize, now_ms: u64) -> io::Result<CatalogueBackup> {
     let file = File::open(partial)?;
     file.sync_all()?;
     let bytes = file.metadata()?.len();
     // The clock may have been set back: the newest copy has the last name all the same.
     let last = list(dir)?.last().and_then(|last| time_of(last));
-    let time = last.map_or_else(now_ms, |last| now_ms().max(last.saturating_add(1)));
+    let time = last.map_or(now_ms, |last| now_ms.max(last.saturating_add(1)));
     let path = dir.join(format!("{PREFIX}{}{SUFFIX}", file_time(time)));
     fs::rename(partial, &path)?;
     File::open(dir)?.sync_all()?;

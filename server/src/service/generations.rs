@@ -3,23 +3,30 @@
 use std::{pin::Pin, sync::Arc};
 
 use futures::Stream;
-use prost::Message as _;
-use thinbak_proto::{Failed, FailureKind, MAX_MESSAGE_LEN, v1};
+use jiff::tz::TimeZone;
+use thinbak_proto::{Failed, FailureKind, v1};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    catalogue::{Entry, Selector},
-    manifest::{Manifest, Tombstone},
-    repository::{CatalogueBackup, Repository, now_ms},
+    catalogue::{Deleted, Entry, Filter, GenerationKey, Position},
+    repository::{CatalogueBackup, Repository},
+    retention::{
+        self, Kept,
+        prune::{self, Prune},
+    },
     verify,
 };
+
+/// Generations in one answer at most. Names and points are bounded where they come in: this many fit a message.
+const PAGE: u32 = 1000;
 
 pub(crate) struct GenerationService(pub(crate) Arc<Repository>);
 
 impl GenerationService {
     async fn stats(&self) -> Result<v1::StatsResponse, Failed> {
         let (totals, store) = (self.0.catalogue.totals().await?, self.0.store.stats());
+        let health = self.0.health().await;
         Ok(v1::StatsResponse {
             volumes: totals.volumes,
             generations: totals.generations,
@@ -33,81 +40,105 @@ impl GenerationService {
             index_bytes: store.index_bytes,
             catalogue_bytes: self.0.catalogue.disk_bytes(),
             logical_bytes: totals.mapped_bytes,
+            health: health.state().to_string(),
+            problems: health.causes.iter().map(|(cause, line)| format!("{}: {line}", cause.name())).collect(),
         })
     }
 
-    async fn list(&self, volume: Option<v1::VolumeName>) -> Result<v1::ListGenerationsResponse, Failed> {
-        let volume = match volume {
+    async fn list(&self, request: v1::ListGenerationsRequest) -> Result<v1::ListGenerationsResponse, Failed> {
+        let volume = match request.volume {
             Some(name) => Some(self.0.volume(Some(name)).await?),
             None => None,
         };
-        let entries = self.0.catalogue.generations(volume).await?;
-        let generations = entries.into_iter().map(|Entry { generation, .. }| generation).collect();
-        let response = v1::ListGenerationsResponse { generations };
-        if response.encoded_len() > MAX_MESSAGE_LEN {
-            let message =
-                format!("{} generations are more than one answer holds", response.generations.len());
-            return Err(Failed::new(FailureKind::Failed, message).with_hint("ask for one volume"));
+        let grace_ms = self.0.catalogue.grace_ms().await?;
+        let deleted_after_ms = request.deleted.then(|| self.0.now_ms().saturating_sub(grace_ms));
+        let filter = Filter { volume, deleted_after_ms, newest: request.newest };
+        let limit = match request.page_size {
+            0 => PAGE,
+            size => size.min(PAGE),
+        };
+        let page = self.0.catalogue.page(filter, &position_of(&request.page_token)?, limit).await?;
+        let full = u32::try_from(page.len()).is_ok_and(|length| length == limit);
+        let next_page_token = page.last().filter(|_| full).map(token_of).unwrap_or_default();
+        let mut response = v1::ListGenerationsResponse { next_page_token, ..Default::default() };
+        for Deleted { entry: Entry { generation, .. }, deleted_at_ms } in page {
+            match request.deleted {
+                false => response.generations.push(generation),
+                true => response.deleted.push(v1::DeletedGeneration {
+                    generation: Some(generation),
+                    deleted_at_ms,
+                    undelete_until_ms: deleted_at_ms.saturating_add(grace_ms),
+                }),
+            }
         }
         Ok(response)
     }
 
-    /// Deletes a generation: the tombstone first, then what is visible. After a crash in between the
-    /// generation is still there, and may be deleted again.
+    async fn undelete(&self, request: v1::UndeleteGenerationRequest) -> Result<v1::Generation, Failed> {
+        let shown = request.volume.as_ref().map(|volume| volume.name.as_str()).unwrap_or_default();
+        let shown = format!("{shown}:{}", request.number);
+        let volume = self.0.volume(request.volume).await?;
+        let key = GenerationKey { volume, number: request.number };
+        retention::undelete(&self.0, key, &shown, self.0.now_ms()).await
+    }
+
     async fn delete(&self, request: v1::DeleteGenerationRequest) -> Result<v1::Generation, Failed> {
-        let _marking = self.0.marking.lock().await;
-        let Entry { generation, revision } = self.0.generation(request.volume, request.selector).await?;
+        let Entry { generation, .. } = self.0.generation(request.volume, request.selector).await?;
+        let key = key_of(&generation)?;
+        let outcomes = retention::delete(&self.0, &[key], self.0.now_ms()).await?;
         let shown = format!("{}:{}", generation.volume_name, generation.number);
-        if generation.protected {
-            return Err(Failed::new(FailureKind::Refused, format!("cannot delete {shown}: it is protected"))
-                .with_hint("take the protection off first"));
+        match outcomes.into_iter().next().map(|(_, outcome)| outcome) {
+            Some(Ok(deleted)) => Ok(deleted),
+            Some(Err(Kept::Protected)) => {
+                let message = format!("cannot delete {shown}: it is protected");
+                Err(Failed::new(FailureKind::Refused, message).with_hint("take the protection off first"))
+            }
+            Some(Err(Kept::Newest)) => {
+                let message = format!("cannot delete {shown}: it is the newest generation of its volume");
+                Err(Failed::new(FailureKind::Refused, message).with_hint("make a newer backup first"))
+            }
+            Some(Err(Kept::Gone)) | None => {
+                Err(Failed::new(FailureKind::NotFound, format!("{shown} was deleted by somebody else")))
+            }
         }
-        let newest = self.newest(&generation).await?;
-        if newest == generation.number {
-            let message = format!("cannot delete {shown}: it is the newest generation of its volume");
-            return Err(Failed::new(FailureKind::Refused, message).with_hint("make a newer backup first"));
-        }
-        let deleted_at_ms = now_ms();
-        let (tombstone, record) = Tombstone::new(&generation, revision, deleted_at_ms).record();
-        self.0.store.put(vec![record]).await?;
-        if !self.0.catalogue.mark_deleted(&generation, deleted_at_ms, tombstone).await? {
-            return Err(Failed::new(FailureKind::Busy, format!("{shown} was changed while it was deleted")));
-        }
-        tracing::info!(volume = generation.volume_name, generation = generation.number, "generation deleted");
-        Ok(generation)
     }
 
-    async fn newest(&self, generation: &v1::Generation) -> Result<u64, Failed> {
-        let uuid = uuid::Uuid::parse_str(&generation.volume_uuid)
-            .map_err(|error| Failed::new(FailureKind::Damaged, format!("a volume's uuid: {error}")))?;
-        let newest = self.0.catalogue.generation(uuid, Selector::Latest).await?;
-        Ok(newest.map_or(generation.number, |newest| newest.generation.number))
-    }
-
-    /// Sets or takes off protection: a new revision of the manifest first, then what is visible.
     async fn protect(&self, request: v1::ProtectGenerationRequest) -> Result<v1::Generation, Failed> {
-        let _marking = self.0.marking.lock().await;
-        let Entry { mut generation, revision } = self.0.generation(request.volume, request.selector).await?;
-        if generation.protected == request.protected {
-            return Ok(generation);
-        }
-        generation.protected = request.protected;
-        let revision = revision.saturating_add(1);
-        let (manifest, record) = Manifest::new(&generation, revision).record();
-        self.0.store.put(vec![record]).await?;
-        if !self.0.catalogue.set_protected(&generation, revision, manifest).await? {
+        let Entry { generation, .. } = self.0.generation(request.volume, request.selector).await?;
+        let protected = request.protected;
+        let found = retention::protect(&self.0, key_of(&generation)?, protected, self.0.now_ms()).await?;
+        found.ok_or_else(|| {
             let shown = format!("{}:{}", generation.volume_name, generation.number);
-            return Err(Failed::new(
-                FailureKind::Busy,
-                format!("{shown} was changed while it was protected"),
-            ));
-        }
-        Ok(generation)
+            Failed::new(FailureKind::NotFound, format!("{shown} was deleted by somebody else"))
+        })
     }
+}
+
+/// Where a page begins: number and name of the last generation of the page before.
+fn position_of(token: &str) -> Result<Position, Failed> {
+    if token.is_empty() {
+        return Ok(Position::default());
+    }
+    let parsed = token.split_once(' ').and_then(|(number, name)| Some((number.parse().ok()?, name)));
+    let (number, volume_name) = parsed
+        .filter(|(number, _)| i64::try_from(*number).is_ok())
+        .ok_or_else(|| Failed::new(FailureKind::Usage, "the page token is none that this server gave"))?;
+    Ok(Position { volume_name: volume_name.to_owned(), number })
+}
+
+fn token_of(last: &Deleted) -> String {
+    format!("{} {}", last.entry.generation.number, last.entry.generation.volume_name)
+}
+
+fn key_of(generation: &v1::Generation) -> Result<GenerationKey, Failed> {
+    let volume = uuid::Uuid::parse_str(&generation.volume_uuid)
+        .map_err(|error| Failed::new(FailureKind::Damaged, format!("a volume's uuid: {error}")))?;
+    Ok(GenerationKey { volume, number: generation.number })
 }
 
 #[tonic::async_trait]
 impl v1::repository_server::Repository for GenerationService {
+    type PruneStream = Pin<Box<dyn Stream<Item = Result<v1::PruneEvent, Status>> + Send>>;
     type VerifyStream = Pin<Box<dyn Stream<Item = Result<v1::VerifyEvent, Status>> + Send>>;
 
     async fn info(&self, _: Request<v1::InfoRequest>) -> Result<Response<v1::InfoResponse>, Status> {
@@ -135,7 +166,7 @@ impl v1::repository_server::Repository for GenerationService {
         &self,
         request: Request<v1::ListGenerationsRequest>,
     ) -> Result<Response<v1::ListGenerationsResponse>, Status> {
-        Ok(Response::new(self.list(request.into_inner().volume).await?))
+        Ok(Response::new(self.list(request.into_inner()).await?))
     }
 
     async fn get_generation(
@@ -158,6 +189,19 @@ impl v1::repository_server::Repository for GenerationService {
         request: Request<v1::ProtectGenerationRequest>,
     ) -> Result<Response<v1::Generation>, Status> {
         Ok(Response::new(self.protect(request.into_inner()).await?))
+    }
+
+    async fn undelete_generation(
+        &self,
+        request: Request<v1::UndeleteGenerationRequest>,
+    ) -> Result<Response<v1::Generation>, Status> {
+        Ok(Response::new(self.undelete(request.into_inner()).await?))
+    }
+
+    async fn prune(&self, request: Request<v1::PruneRequest>) -> Result<Response<Self::PruneStream>, Status> {
+        let prune = Prune::of(&self.0, request.into_inner(), self.0.now_ms(), TimeZone::system()).await?;
+        let events = prune::start(Arc::clone(&self.0), prune);
+        Ok(Response::new(Box::pin(ReceiverStream::new(events))))
     }
 
     async fn verify(

@@ -15,17 +15,17 @@ const RESERVE_DIVISOR: u64 = 16;
 
 /// A pack by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct PackFile {
-    pub(super) number: u32,
-    pub(super) len: u64,
+pub(crate) struct PackFile {
+    pub(crate) number: u32,
+    pub(crate) len: u64,
 }
 
 /// A place for packs.
 ///
-/// Contract: a name is durable when `create` returns, content is durable when `sync` returns; nothing
-/// else is. After an error of `append` the file may have become longer by any part of it; after an
+/// Contract: a name is durable when `create` returns, its end when `remove` does, content when `sync` does;
+/// nothing else is. After an error of `append` the file may have become longer by any part of it; after an
 /// error of `sync` nothing is known about anything appended since the last one that succeeded.
-pub(super) trait Medium: Send + Sync + 'static {
+pub(crate) trait Medium: Send + Sync + 'static {
     /// For messages.
     fn path(&self) -> &Path;
     /// All packs in ascending order of their numbers.
@@ -36,14 +36,15 @@ pub(super) trait Medium: Send + Sync + 'static {
     fn open_write(&self, number: u32) -> io::Result<Box<dyn PackWrite>>;
     /// Opens a pack to read.
     fn open_read(&self, number: u32) -> io::Result<Box<dyn PackRead>>;
-    /// Removes a pack in which nothing was ever stored.
-    fn remove_empty(&self, number: u32) -> io::Result<()>;
+    /// Removes a pack; one that is not there is removed already. Who has it open can still read it. After an error
+    /// it may be there or not, and may come back.
+    fn remove(&self, number: u32) -> io::Result<()>;
     /// Bytes that may be appended before the reserve is touched.
     fn available_bytes(&self) -> io::Result<u64>;
 }
 
 /// A pack being written.
-pub(super) trait PackWrite: Send {
+pub(crate) trait PackWrite: Send {
     /// Writes all of it at the end.
     fn append(&mut self, slices: &mut [IoSlice<'_>]) -> io::Result<()>;
     /// Makes everything appended durable, and the length.
@@ -53,7 +54,7 @@ pub(super) trait PackWrite: Send {
 }
 
 /// A pack being read.
-pub(super) trait PackRead: Send + Sync {
+pub(crate) trait PackRead: Send + Sync {
     /// Fills `buf` from `offset`; `UnexpectedEof` past the end.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
     /// Length now, in bytes.
@@ -62,12 +63,12 @@ pub(super) trait PackRead: Send + Sync {
 
 /// Packs as files in a directory.
 #[derive(Debug)]
-pub(super) struct DirectoryMedium {
+pub(crate) struct DirectoryMedium {
     root: PathBuf,
 }
 
 impl DirectoryMedium {
-    pub(super) fn new(root: PathBuf) -> Self {
+    pub(crate) fn new(root: PathBuf) -> Self {
         Self { root }
     }
 }
@@ -125,8 +126,16 @@ impl Medium for DirectoryMedium {
         Ok(Box::new(File::open(self.root.join(pack_path(number)))?))
     }
 
-    fn remove_empty(&self, number: u32) -> io::Result<()> {
-        fs::remove_file(self.root.join(pack_path(number)))
+    fn remove(&self, number: u32) -> io::Result<()> {
+        let path = self.root.join(pack_path(number));
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            // Synced also if it was gone: whoever removed it may have died before this.
+            _ => match sync_dir(path.parent().unwrap_or(&self.root)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                synced => synced,
+            },
+        }
     }
 
     fn available_bytes(&self) -> io::Result<u64> {

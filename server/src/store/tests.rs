@@ -3,9 +3,10 @@
 
 mod damage;
 mod format_document;
-mod memory_medium;
 mod model;
 mod puts;
+mod quarantine;
+mod sweep;
 
 use std::{path::Path, sync::Arc};
 
@@ -14,7 +15,7 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use super::{medium::Medium, *};
+use super::*;
 
 const REPOSITORY: Uuid = Uuid::from_u128(0x1234_5678_9abc_4def_8123_4567_89ab_cdef);
 
@@ -80,8 +81,9 @@ impl Dir {
     }
 
     async fn open_on(&self, medium: &Arc<memory_medium::MemoryMedium>) -> Result<Store, StoreError> {
-        let (path, medium): (_, Arc<dyn Medium>) = (self.path().to_owned(), medium.clone());
-        spawn_blocking(move || Store::open_on(&path, REPOSITORY, medium)).await.unwrap()
+        let path = self.path().to_owned();
+        let environment = Environment { packs: Some(medium.clone()), ..Environment::system() };
+        spawn_blocking(move || Store::open_in(&path, REPOSITORY, &environment, &[])).await.unwrap()
     }
 
     fn remove_index(&self) {

@@ -106,3 +106,33 @@ fn a_host_is_one_part_of_a_name() {
         assert!(host(text).is_err(), "{text}");
     }
 }
+
+#[test]
+fn several_generations_are_named_by_a_range_or_all_of_them() {
+    let parse = |text: &str| text.parse::<GenerationsArg>();
+    let range = |volume: &str, first, last| {
+        Ok(GenerationsArg { volume: volume.to_owned(), which: Generations::Range(first, last) })
+    };
+    assert_eq!(parse("h/p/v:3..7"), range("h/p/v", 3, 7));
+    assert_eq!(parse("v:3..3"), range("v", 3, 3));
+    assert_eq!(parse("v:3.."), range("v", 3, u64::MAX));
+    assert_eq!(parse("v:..7"), range("v", 1, 7));
+    assert_eq!(parse("v..w:all"), range("v..w", 1, u64::MAX));
+    let one = GenerationsArg { volume: "p/v".to_owned(), which: Generations::One(Which::Latest(true)) };
+    assert_eq!(parse("p/v:latest"), Ok(one));
+    for wrong in [
+        "v",
+        "v:",
+        "v:..",
+        "v:7..3",
+        "v:0..3",
+        "v:a..b",
+        "v:1..2..3",
+        "v:1..latest",
+        "v:ALL",
+        ":all",
+        "v:-1..",
+    ] {
+        assert!(parse(wrong).is_err(), "{wrong}");
+    }
+}

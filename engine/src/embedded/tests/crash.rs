@@ -72,7 +72,25 @@ fn steps() -> Vec<Step> {
         ("publish", |pool| {
             let head = pool.create_head(3 * BLOCK, None).unwrap();
             pool.write(&head, BLOCK, &block(5)).unwrap();
-            pool.publish_head(&head, "c").unwrap();
+            pool.publish_head(&head, "c", &[]).unwrap();
+        }),
+        ("publish with moments", |pool| {
+            let head = pool.create_head(2 * BLOCK, None).unwrap();
+            pool.write(&head, BLOCK, &block(7)).unwrap();
+            let first = pool.snapshot_head(&head).unwrap();
+            let head = pool.resize_head(&head, 4 * BLOCK).unwrap();
+            pool.write(&head, 3 * BLOCK, &block(8)).unwrap();
+            let second = pool.snapshot_head(&head).unwrap();
+            let head = pool.resize_head(&head, BLOCK).unwrap();
+            pool.discard(&head, 0, BLOCK).unwrap();
+            pool.publish_head(&head, "d", &[(first, "1".into()), (second, "2".into())]).unwrap();
+        }),
+        ("give up a head with a moment", |pool| {
+            let head = pool.create_head(BLOCK, None).unwrap();
+            pool.write(&head, 0, &block(9)).unwrap();
+            let moment = pool.snapshot_head(&head).unwrap();
+            pool.drop_transient(&head).unwrap();
+            pool.drop_transient(&moment).unwrap();
         }),
         ("replace", |pool| {
             let head = pool.create_head(4 * BLOCK, Some(pool.volume("a").unwrap().device)).unwrap();

@@ -101,15 +101,68 @@ fn a_head_becomes_a_volume_when_it_is_published() {
     assert_eq!((&head.kind, head.read_only), (&Kind::Head, false));
     assert!(pool.volume(&head.name).is_err());
     pool.write(&head, 3 * BLOCK, &[4; 512]).unwrap();
-    let volume = pool.publish_head(&head, "v").unwrap();
+    let volume = pool.publish_head(&head, "v", &[]).unwrap();
     assert_eq!((volume.device, volume.size_bytes), (head.device, 3 * BLOCK + 512));
-    assert!(matches!(pool.publish_head(&head, "w"), Err(EmbeddedError::WrongKind { .. })));
+    assert!(matches!(pool.publish_head(&head, "w", &[]), Err(EmbeddedError::WrongKind { .. })));
     assert!(matches!(pool.drop_transient(&head), Err(EmbeddedError::WrongKind { .. })));
     let other = pool.create_head(BLOCK, None).unwrap();
-    assert!(matches!(pool.publish_head(&other, "v"), Err(EmbeddedError::Exists { .. })));
+    assert!(matches!(pool.publish_head(&other, "v", &[]), Err(EmbeddedError::Exists { .. })));
     let pool = reopened(pool);
     assert_eq!(first_byte(&pool, &volume, 3), 4);
     assert_eq!(names(&pool), ["v"]);
+}
+
+#[test]
+fn moments_of_a_head_become_snapshots_of_the_volume_with_it() {
+    let (dir, pool) = pool();
+    let head = pool.create_head(2 * BLOCK, None).unwrap();
+    pool.write(&head, 0, &block(1)).unwrap();
+    let first = pool.snapshot_head(&head).unwrap();
+    assert_eq!((&first.kind, first.read_only, first.size_bytes), (&Kind::Candidate, true, 2 * BLOCK));
+    let head = pool.resize_head(&head, 3 * BLOCK).unwrap();
+    pool.write(&head, 2 * BLOCK, &block(2)).unwrap();
+    let second = pool.snapshot_head(&head).unwrap();
+    let head = pool.resize_head(&head, BLOCK + 512).unwrap();
+    assert!(matches!(pool.write(&head, 2 * BLOCK, &[3]), Err(EmbeddedError::OutOfBounds { .. })));
+    pool.write(&head, 0, &block(3)).unwrap();
+    let left = EmbeddedPool::open(&killed(&dir, &pool)).unwrap();
+    assert_eq!((names(&left).len(), left.pool().devices().unwrap().len()), (0, 0));
+    let moments = [(first.clone(), "gen-1".to_owned()), (second, "gen-2".to_owned())];
+    let volume = pool.publish_head(&head, "v", &moments).unwrap();
+    assert!(matches!(pool.drop_transient(&first), Err(EmbeddedError::WrongKind { .. })));
+    let pool = reopened(pool);
+    assert_eq!(names(&pool), ["v", "v@gen-1", "v@gen-2"]);
+    let sizes = ["gen-1", "gen-2"].map(|name| pool.snapshot("v", name).unwrap().size_bytes);
+    assert_eq!((volume.size_bytes, sizes), (BLOCK + 512, [2 * BLOCK, 3 * BLOCK]));
+    let read = |name: &str, number| first_byte(&pool, &pool.snapshot("v", name).unwrap(), number);
+    assert_eq!((read("gen-1", 0), read("gen-2", 0), read("gen-2", 2)), (1, 1, 2));
+    assert_eq!(first_byte(&pool, &pool.volume("v").unwrap(), 0), 3);
+}
+
+#[test]
+fn moments_that_cannot_become_snapshots_leave_all_as_it_was() {
+    let (_dir, pool) = pool();
+    pool.create_volume("v", BLOCK).unwrap();
+    let (head, other) = (pool.create_head(BLOCK, None).unwrap(), pool.create_head(BLOCK, None).unwrap());
+    let (mine, others) = (pool.snapshot_head(&head).unwrap(), pool.snapshot_head(&other).unwrap());
+    let of_a_volume = pool.take_candidates(&["v"]).unwrap().remove(0);
+    let before = pool.volumes();
+    let named = |volume: &crate::embedded::Volume, name: &str| (volume.clone(), name.to_owned());
+    let publish = |snapshots: &[_]| pool.publish_head(&head, "w", snapshots).unwrap_err();
+    for stranger in [&others, &of_a_volume, &head, &other] {
+        let error = publish(&[named(&mine, "a"), named(stranger, "b")]);
+        assert!(matches!(error, EmbeddedError::WrongKind { .. }), "{error}");
+    }
+    assert!(matches!(publish(&[named(&mine, "thinbak-a")]), EmbeddedError::Name { .. }));
+    let again = pool.snapshot_head(&head).unwrap();
+    assert!(matches!(publish(&[named(&mine, "a"), named(&again, "a")]), EmbeddedError::Exists { .. }));
+    pool.drop_transient(&again).unwrap();
+    assert!(matches!(publish(&[named(&again, "a")]), EmbeddedError::Stale { .. }));
+    assert_eq!(pool.volumes(), before);
+    let volume = pool.volume("v").unwrap();
+    assert!(matches!(pool.snapshot_head(&volume), Err(EmbeddedError::WrongKind { .. })));
+    assert!(matches!(pool.resize_head(&volume, BLOCK), Err(EmbeddedError::WrongKind { .. })));
+    assert!(matches!(pool.resize_head(&head, 0), Err(EmbeddedError::Size { .. })));
 }
 
 #[test]
