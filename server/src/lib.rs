@@ -2,9 +2,14 @@
 //! them. The same library is the embedded repository of a client.
 
 mod catalogue;
+mod collect;
 pub mod config;
 mod content;
 mod environment;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+#[expect(clippy::indexing_slicing, reason = "a panic is a finding")]
+pub mod fuzzing;
 mod health;
 mod ingest;
 mod manifest;
@@ -18,6 +23,13 @@ pub mod schedule;
 mod service;
 pub mod store;
 mod verify;
+
+/// What simulations and fuzzers put in the place of a disk.
+#[cfg(any(fuzzing, feature = "testing"))]
+#[doc(hidden)]
+pub mod testing {
+    pub use crate::store::memory_medium::MemoryMedium;
+}
 
 pub use catalogue::CatalogueError;
 pub use environment::{Clock, Environment, Random};

@@ -7,6 +7,7 @@
 use bytes::Bytes;
 use prost::Message;
 use thinbak_proto::{CODEC_PLAIN, ManifestId, v1};
+use uuid::Uuid;
 
 use crate::{
     catalogue::GenerationKey,
@@ -116,6 +117,28 @@ fn read<M: Message + Default>(record: &StoredRecord) -> Result<M, ManifestError>
         return Err(ManifestError::Id);
     }
     M::decode(record.stored.clone()).map_err(|_| ManifestError::Encoding)
+}
+
+/// Which generation a manifest or a tombstone is of, and its revision; `None` for what is neither, whole and of a
+/// version that is known.
+pub(crate) fn subject_of(record: &StoredRecord) -> Option<(GenerationKey, u64)> {
+    if ManifestId::of(&record.stored).as_bytes() != &record.id {
+        return None;
+    }
+    let (version, volume, number, revision) = match record.kind {
+        Kind::Manifest => {
+            let Manifest { version, revision, generation } = Manifest::decode(record.stored.as_ref()).ok()?;
+            let generation = generation?;
+            (version, generation.volume_uuid, generation.number, revision)
+        }
+        Kind::Tombstone => {
+            let tombstone = Tombstone::decode(record.stored.as_ref()).ok()?;
+            (tombstone.version, tombstone.volume_uuid, tombstone.number, tombstone.revision)
+        }
+        Kind::Chunk | Kind::MapNode => return None,
+    };
+    let volume = Uuid::parse_str(&volume).ok().filter(|_| version == MANIFEST_VERSION)?;
+    Some((GenerationKey { volume, number }, revision))
 }
 
 fn record(kind: Kind, encoded: Vec<u8>) -> (ManifestId, NewRecord) {

@@ -73,6 +73,8 @@ pub struct Repository {
     pub(crate) marking: tokio::sync::Mutex<()>,
     /// Held while the catalogue is copied.
     copying: tokio::sync::Mutex<()>,
+    /// Held by the one collection that runs.
+    pub(crate) collecting: tokio::sync::Mutex<()>,
     /// What was done since the repository was opened.
     pub(crate) metrics: Metrics,
     /// The policies of the server's configuration; the first that matches a volume counts.
@@ -147,6 +149,7 @@ impl Repository {
             readers: Arc::new(Semaphore::new(READERS)),
             marking: tokio::sync::Mutex::default(),
             copying: tokio::sync::Mutex::default(),
+            collecting: tokio::sync::Mutex::default(),
             metrics: Metrics::default(),
             retention: parking_lot::RwLock::new(Arc::new([])),
             stopping: watch::Sender::new(false),

@@ -10,6 +10,9 @@
 
 mod error;
 mod format;
+#[cfg(any(test, fuzzing))]
+#[expect(clippy::indexing_slicing, reason = "a panic is a finding")]
+pub(crate) mod fuzzing;
 mod index;
 mod layout;
 mod marks;

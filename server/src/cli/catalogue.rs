@@ -28,9 +28,9 @@ pub(super) async fn restore(dir: &Path, copy: &Path, output: &Output) -> Result<
 
 pub(super) async fn back_up(address: &Address, keep: u32, output: &Output) -> Result<u8, Failed> {
     let request = v1::BackupCatalogueRequest { keep };
-    let response = match place.address().await? {
+    let response = match address {
         Address::Server(channel) => {
-            RepositoryClient::new(channel).backup_catalogue(request).await?.into_inner()
+            RepositoryClient::new(channel.clone()).backup_catalogue(request).await?.into_inner()
         }
         Address::Directory(dir) => {
             let call = |mut client: RepositoryClient<_>| async move {

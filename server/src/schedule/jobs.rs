@@ -37,8 +37,10 @@ impl Jobs {
     /// What can be done to a repository.
     #[must_use]
     pub fn of(repository: &Arc<Repository>) -> Self {
-        let repository = Arc::clone(repository);
-        Self::default().with(Job::Prune, move || Box::pin(prune(Arc::clone(&repository))))
+        let (pruned, copied) = (Arc::clone(repository), Arc::clone(repository));
+        Self::default()
+            .with(Job::Prune, move || Box::pin(prune(Arc::clone(&pruned))))
+            .with(Job::CatalogueBackup, move || Box::pin(back_up_catalogue(Arc::clone(&copied))))
     }
 
     /// The same and one more job.
@@ -133,5 +135,11 @@ async fn prune(repository: Arc<Repository>) -> Result<(), Failed> {
             tracing::info!(volumes, kept, removed, "the stored retention policies were applied");
         }
     }
+    Ok(())
+}
+
+/// Copies the catalogue.
+async fn back_up_catalogue(repository: Arc<Repository>) -> Result<(), Failed> {
+    repository.back_up_catalogue(Repository::CATALOGUE_BACKUPS).await?;
     Ok(())
 }

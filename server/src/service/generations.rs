@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     catalogue::{Deleted, Entry, Filter, GenerationKey, Position},
+    collect,
     repository::{CatalogueBackup, Repository},
     retention::{
         self, Kept,
@@ -138,6 +139,7 @@ fn key_of(generation: &v1::Generation) -> Result<GenerationKey, Failed> {
 
 #[tonic::async_trait]
 impl v1::repository_server::Repository for GenerationService {
+    type CollectStream = Pin<Box<dyn Stream<Item = Result<v1::CollectEvent, Status>> + Send>>;
     type PruneStream = Pin<Box<dyn Stream<Item = Result<v1::PruneEvent, Status>> + Send>>;
     type VerifyStream = Pin<Box<dyn Stream<Item = Result<v1::VerifyEvent, Status>> + Send>>;
 
@@ -225,5 +227,14 @@ impl v1::repository_server::Repository for GenerationService {
             self.0.back_up_catalogue(keep).await.map_err(Failed::from)?;
         let path = path.display().to_string();
         Ok(Response::new(v1::BackupCatalogueResponse { path, bytes, removed }))
+    }
+
+    async fn collect(
+        &self,
+        request: Request<v1::CollectRequest>,
+    ) -> Result<Response<Self::CollectStream>, Status> {
+        let options = collect::Options::of(&request.into_inner())?;
+        let events = collect::start(Arc::clone(&self.0), options);
+        Ok(Response::new(Box::pin(ReceiverStream::new(events))))
     }
 }

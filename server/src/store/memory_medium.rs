@@ -71,8 +71,20 @@ impl MemoryMedium {
 
     pub(crate) fn with_pack(number: u32, data: Vec<u8>) -> Arc<Self> {
         let medium = Self::default();
-        medium.state.lock().files.insert(number, file(data));
+        medium.add_pack(number, data);
         Arc::new(medium)
+    }
+
+    /// Puts a pack there, whole and synced.
+    pub(crate) fn add_pack(&self, number: u32, data: Vec<u8>) {
+        self.state.lock().files.insert(number, file(data));
+    }
+
+    /// All packs, in ascending order of their numbers.
+    pub(crate) fn files(&self) -> Vec<PackFile> {
+        let state = self.state.lock();
+        let files = state.files.iter();
+        files.map(|(number, file)| PackFile { number: *number, len: file.lock().data.len() as u64 }).collect()
     }
 
     fn handle(&self, number: u32) -> io::Result<Handle> {
@@ -123,12 +135,7 @@ impl Medium for MemoryMedium {
     }
 
     fn list(&self) -> io::Result<Vec<PackFile>> {
-        let state = self.state.lock();
-        Ok(state
-            .files
-            .iter()
-            .map(|(number, file)| PackFile { number: *number, len: file.lock().data.len() as u64 })
-            .collect())
+        Ok(self.files())
     }
 
     fn create(&self, number: u32) -> io::Result<Box<dyn PackWrite>> {
