@@ -31,7 +31,7 @@ use thinbak_proto::{ManifestId, v1};
 use uuid::Uuid;
 
 pub(crate) use deletion::{Deleted, Deletion, GenerationKey, Root};
-pub(crate) use draft::{Draft, RowDeletion, RowState, VolumeRow};
+pub(crate) use draft::{Draft, Grave, RowState, VolumeRow};
 pub(crate) use listing::{Filter, Position};
 pub(crate) use quarantine::{QuarantineEntry, Unhealed};
 use rows::{generation_of, signed, unsigned};

@@ -106,9 +106,15 @@ async fn run(command: Command, config: Config, output: &Output) -> Result<u8, Fa
             };
             with_repository(&place(repo, &config)?, |client| verify(client, request, output)).await
         }
-        Command::RebuildCatalogue { repo, json: _ } => catalogue::rebuild(&repo, output).await,
-        Command::BackupCatalogue { place, keep, json: _ } => catalogue::back_up(&place, keep, output).await,
-        Command::RestoreCatalogue { repo, copy, json: _ } => catalogue::restore(&repo, &copy, output).await,
+        Command::RebuildCatalogue { repo, json: _ } => {
+            catalogue::rebuild(&place(repo, &config)?, output).await
+        }
+        Command::BackupCatalogue { at, keep, json: _ } => {
+            catalogue::back_up(&at.address(&config).await?, keep, output).await
+        }
+        Command::RestoreCatalogue { repo, copy, json: _ } => {
+            catalogue::restore(&place(repo, &config)?, &copy, output).await
+        }
         Command::Collect(command) => collect::run(&command, config, output).await,
     }
 }

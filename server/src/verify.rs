@@ -31,6 +31,7 @@ use uuid::Uuid;
 use v1::verify_event::Event;
 
 use crate::{
+    metrics::Job,
     catalogue::Entry,
     ingest::{Geometry, tree_of},
     map_tree,
@@ -143,6 +144,7 @@ pub(crate) fn start(
         if let Err(error) = repository.keep_damage().await {
             tracing::error!(%error, "damage could not be noted in the catalogue");
         }
+        repository.metrics.ended(Job::Verify, outcome.is_ok());
         match outcome {
             Ok(()) | Err(End::Gone) => {}
             Err(End::Failed(failed)) => {

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use uuid::Uuid;
 
-use super::{Catalogue, CatalogueError, damaged};
+use super::{Catalogue, CatalogueError, Mutex, damaged};
 
 impl Catalogue {
     /// Opens a copy to look at it. It is not changed.

@@ -76,18 +76,6 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Delete the generations that no policy of the configuration keeps
-    Prune {
-        /// Directory of the repository
-        #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
-        repo: Option<PathBuf>,
-        /// Print what would be deleted, and why not the rest
-        #[arg(long)]
-        dry_run: bool,
-        /// Print a JSON object a line
-        #[arg(long)]
-        json: bool,
-    },
     /// Make the catalogue and the chunk index anew from the packs
     ///
     /// The repository must not be open. Deleted generations stay deleted. The catalogue before is kept beside the new
@@ -95,7 +83,7 @@ pub(super) enum Command {
     RebuildCatalogue {
         /// Directory of the repository
         #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
-        repo: PathBuf,
+        repo: Option<PathBuf>,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -105,7 +93,7 @@ pub(super) enum Command {
     /// The copy goes into the folder catalogue-backups of the repository.
     BackupCatalogue {
         #[command(flatten)]
-        place: Place,
+        at: At,
         /// Copies to keep, the new one included
         #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
         keep: u32,
@@ -119,11 +107,23 @@ pub(super) enum Command {
     RestoreCatalogue {
         /// Directory of the repository
         #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
-        repo: PathBuf,
+        repo: Option<PathBuf>,
         /// The copy, which is left as it is
         #[arg(value_name = "FILE")]
         copy: PathBuf,
         /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Delete the generations that no policy of the configuration keeps
+    Prune {
+        /// Directory of the repository
+        #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
+        repo: Option<PathBuf>,
+        /// Print what would be deleted, and why not the rest
+        #[arg(long)]
+        dry_run: bool,
+        /// Print a JSON object a line
         #[arg(long)]
         json: bool,
     },
@@ -183,8 +183,7 @@ pub(super) struct Collect {
 
 /// A repository that a server has open, or that this command opens.
 #[derive(Debug, clap::Args)]
-#[group(required = true, multiple = true)]
-pub(super) struct Place {
+pub(super) struct At {
     /// Directory of the repository
     #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
     pub(super) repo: Option<PathBuf>,
@@ -200,10 +199,10 @@ impl Command {
             Self::Init { json, .. }
             | Self::Stats { json, .. }
             | Self::Prune { json, .. }
-            | Self::Verify { json, .. }
             | Self::RebuildCatalogue { json, .. }
             | Self::BackupCatalogue { json, .. }
-            | Self::RestoreCatalogue { json, .. } => *json,
+            | Self::RestoreCatalogue { json, .. }
+            | Self::Verify { json, .. } => *json,
             Self::Collect(collect) => collect.json,
             Self::Run { .. } => false,
         }
