@@ -10,11 +10,20 @@
 
 mod error;
 mod format;
+#[cfg(any(test, fuzzing))]
+#[expect(clippy::indexing_slicing, reason = "a panic is a finding")]
+pub(crate) mod fuzzing;
 mod index;
 mod layout;
 mod marks;
 mod medium;
 #[cfg(any(test, fuzzing, feature = "testing"))]
+#[allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    dead_code,
+    reason = "a stand-in for a disk: a panic is a finding, and each user needs another part of it"
+)]
 pub(crate) mod memory_medium;
 mod pack;
 mod reader;
