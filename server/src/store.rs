@@ -19,6 +19,12 @@ mod layout;
 mod marks;
 mod medium;
 #[cfg(any(test, fuzzing, feature = "testing"))]
+#[allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    dead_code,
+    reason = "a stand-in for a disk: a panic is a finding, and each user needs another part of it"
+)]
 pub(crate) mod memory_medium;
 mod pack;
 mod quarantine;

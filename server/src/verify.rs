@@ -31,11 +31,11 @@ use uuid::Uuid;
 use v1::verify_event::Event;
 
 use crate::{
-    metrics::Job,
     catalogue::Entry,
     ingest::{Geometry, tree_of},
     map_tree,
     marking::Marker,
+    metrics::Job,
     repository::{Pin, Repository, selector_of},
     store::{DamagedRecord, Kind, RecordMarks, StoreError},
 };

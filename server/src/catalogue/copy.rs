@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use parking_lot::Mutex;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use uuid::Uuid;
 

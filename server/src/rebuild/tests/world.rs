@@ -120,7 +120,7 @@ impl World {
     pub(super) async fn forget(&self) -> u64 {
         let forgotten = {
             self.repository.set_grace(Duration::ZERO).await.unwrap();
-            forget_expired(&self.repository, self.repository.now_ms()).await.unwrap()
+            forget_expired(&self.repository, self.repository.now_ms(), None).await.unwrap()
         };
         self.repository.set_grace(Duration::from_secs(7 * 86_400)).await.unwrap();
         forgotten
