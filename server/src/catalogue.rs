@@ -33,7 +33,7 @@ use uuid::Uuid;
 pub(crate) use deletion::{Deleted, Deletion, GenerationKey, Root};
 pub(crate) use draft::{Draft, Grave, RowState, VolumeRow};
 pub(crate) use listing::{Filter, Position};
-pub(crate) use quarantine::{QuarantineEntry, Unhealed};
+pub(crate) use quarantine::QuarantineEntry;
 use rows::{generation_of, signed, unsigned};
 pub(crate) use swap::{CATALOGUE_NAME, DRAFT_NAME, finish_swap, remove_draft, swap_in};
 

@@ -42,7 +42,7 @@ use sessions::Sessions;
 pub(crate) use volumes::{check_volume_name, selector_of};
 
 use crate::{
-    catalogue::{CATALOGUE_NAME, Catalogue, CatalogueError, finish_swap},
+    catalogue::{CATALOGUE_NAME, Catalogue, finish_swap},
     environment::Environment,
     metrics::Metrics,
     retention::RetentionRule,

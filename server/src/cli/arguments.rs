@@ -157,7 +157,7 @@ pub(super) enum Command {
 #[derive(Debug, clap::Args)]
 pub(super) struct Collect {
     #[command(flatten)]
-    pub(super) place: Place,
+    pub(super) at: At,
     /// Say what would be freed, and free nothing
     #[arg(long)]
     pub(super) dry_run: bool,
@@ -182,7 +182,7 @@ pub(super) struct Collect {
 }
 
 /// A repository that a server has open, or that this command opens.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub(super) struct At {
     /// Directory of the repository
     #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
