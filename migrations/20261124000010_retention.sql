@@ -1,9 +1,8 @@
 -- Listing, deletion with a grace period, and schedules. Times are unix times in milliseconds.
 
--- Serves counts and sums of what is visible without touching the rows. (deleted_at_ms is NULL in all of it; SQLite
--- looks for it in the rows if it is not there.)
+-- Serves lists, counts and sums of what is visible without touching the rows.
 DROP INDEX generations_alive;
-CREATE INDEX generations_alive ON generations (volume_uuid, number, created_at_ms, mapped_bytes, deleted_at_ms)
+CREATE INDEX generations_alive ON generations (volume_uuid, number, created_at_ms, mapped_bytes)
     WHERE deleted_at_ms IS NULL;
 
 -- Finds what was deleted without passing over what is visible.

@@ -4,12 +4,16 @@
 //! A generation becomes visible in one transaction, and only after everything it refers to is on stable
 //! storage; see the schema in the workspace's `migrations/`.
 
+mod copy;
 mod deletion;
+mod draft;
+mod error;
 mod listing;
 mod quarantine;
 mod range;
 mod rows;
 mod schedules;
+mod swap;
 #[cfg(test)]
 mod tests;
 
@@ -28,58 +32,17 @@ use thinbak_proto::{ManifestId, v1};
 use uuid::Uuid;
 
 pub(crate) use deletion::{Deleted, Deletion, GenerationKey, Root};
+pub(crate) use draft::{Draft, Grave, RowState, VolumeRow};
+pub use error::CatalogueError;
 pub(crate) use listing::{Filter, Position};
-pub(crate) use quarantine::{QuarantineEntry, Unhealed};
+pub(crate) use quarantine::QuarantineEntry;
 use rows::{generation_of, signed, unsigned};
+pub(crate) use swap::{CATALOGUE_NAME, DRAFT_NAME, finish_swap, remove_draft, swap_in};
 
 static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
 
 const CONNECTIONS: u32 = 4;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// What the catalogue cannot do.
-#[derive(Debug, thiserror::Error)]
-pub enum CatalogueError {
-    /// The file is missing or not sound.
-    #[error("the catalogue {} is damaged: {reason}", path.display())]
-    Damaged {
-        /// The SQLite file.
-        path: PathBuf,
-        /// What SQLite says of it.
-        reason: String,
-    },
-    /// A newer program has changed the schema.
-    #[error("the catalogue {} has schema version {version}, which this program does not know", path.display())]
-    Newer {
-        /// The SQLite file.
-        path: PathBuf,
-        /// The migration that is not known here.
-        version: i64,
-    },
-    /// The schema could not be brought up to date.
-    #[error("cannot bring the catalogue's schema up to date: {0}")]
-    Migrate(#[source] MigrateError),
-    /// Anything else that SQLite says.
-    #[error("the catalogue: {0}")]
-    Sql(#[from] sqlx::Error),
-    /// A row that no program of ours would have written.
-    #[error("the catalogue holds an impossible {0}")]
-    Row(&'static str),
-    /// A number beyond what the catalogue can hold.
-    #[error("{0} is beyond what the catalogue can hold")]
-    TooLarge(u64),
-    /// The name belongs to another volume.
-    #[error("the name {name} belongs to volume {owner}")]
-    NameTaken {
-        /// The name.
-        name: String,
-        /// Uuid of the volume that has it.
-        owner: Uuid,
-    },
-    /// The generation number went to somebody else.
-    #[error("generation {0} of the volume is there already")]
-    NumberTaken(u64),
-}
 
 /// Which generation of a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -410,18 +373,10 @@ async fn bind_name(
     Ok(())
 }
 
-/// Tells a damaged file (SQLite's codes CORRUPT 11 and NOTADB 26, and their extensions) from other failures.
+/// Tells a damaged file (CORRUPT 11, NOTADB 26) from other failures.
 fn damaged(path: &Path, error: CatalogueError) -> CatalogueError {
-    let code = match &error {
-        CatalogueError::Sql(sqlx::Error::Database(error)) => {
-            error.code().and_then(|code| code.parse::<u32>().ok())
-        }
-        _ => None,
-    };
-    match code {
-        Some(code) if matches!(code & 0xff, 11 | 26) => {
-            CatalogueError::Damaged { path: path.into(), reason: error.to_string() }
-        }
+    match error.code() {
+        Some(11 | 26) => CatalogueError::Damaged { path: path.into(), reason: error.to_string() },
         _ => error,
     }
 }

@@ -1,7 +1,10 @@
 //! What a person types, reads and gets as exit code. Data goes to stdout, all else to stderr.
 
 mod arguments;
+mod catalogue;
+mod collect;
 mod output;
+mod place;
 mod prune;
 
 use std::{
@@ -103,6 +106,16 @@ async fn run(command: Command, config: Config, output: &Output) -> Result<u8, Fa
             };
             with_repository(&place(repo, &config)?, |client| verify(client, request, output)).await
         }
+        Command::RebuildCatalogue { repo, json: _ } => {
+            catalogue::rebuild(&place(repo, &config)?, output).await
+        }
+        Command::BackupCatalogue { at, keep, json: _ } => {
+            catalogue::back_up(&at.address(&config).await?, keep, output).await
+        }
+        Command::RestoreCatalogue { repo, copy, json: _ } => {
+            catalogue::restore(&place(repo, &config)?, &copy, output).await
+        }
+        Command::Collect(command) => collect::run(&command, config, output).await,
     }
 }
 
@@ -190,11 +203,6 @@ async fn serve_repository(
     Ok(0)
 }
 
-/// Rounded up to a millisecond: 0 would mean that nothing was asked.
-fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
-}
-
 async fn bind(address: SocketAddr) -> Result<TcpListener, Failed> {
     TcpListener::bind(address)
         .await
@@ -205,6 +213,11 @@ fn local_address(listener: &TcpListener) -> Result<SocketAddr, Failed> {
     listener.local_addr().map_err(|error| {
         Failed::new(FailureKind::Failed, format!("cannot tell what is listened on: {error}"))
     })
+}
+
+/// Rounded up to a millisecond: 0 would mean that nothing was asked.
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
 /// VOLUME or VOLUME:GEN, where GEN is a number or `latest`.

@@ -17,7 +17,7 @@ mod batch;
 mod commit;
 mod session;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{pin::Pin, sync::Arc};
 

@@ -11,11 +11,20 @@
 mod audit;
 mod error;
 mod format;
+#[cfg(any(test, fuzzing))]
+#[expect(clippy::indexing_slicing, reason = "a panic is a finding")]
+pub(crate) mod fuzzing;
 mod index;
 mod layout;
 mod marks;
 mod medium;
 #[cfg(any(test, fuzzing, feature = "testing"))]
+#[allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    dead_code,
+    reason = "a stand-in for a disk: a panic is a finding, and each user needs another part of it"
+)]
 pub(crate) mod memory_medium;
 mod pack;
 mod quarantine;
@@ -133,6 +142,19 @@ impl Store {
             .map_err(|source| StoreError::io("starting the writer", dir, source))?;
         let inner = Inner { shared, queue: Mutex::new(Some(queue)), writer: Mutex::new(Some(writer)) };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Makes the next open make the chunk index anew, whatever it holds.
+    pub(crate) fn condemn_index(dir: &Path) -> Result<(), StoreError> {
+        let mark = dir.join(INDEX_REBUILD_MARK);
+        fs::write(&mark, b"")
+            .and_then(|()| medium::sync_dir(dir))
+            .map_err(|source| StoreError::io("writing the rebuild mark", &mark, source))
+    }
+
+    /// Whether there is an index that could be opened.
+    pub(crate) fn has_index(dir: &Path) -> bool {
+        dir.join(INDEX_DIR).is_dir() && !dir.join(INDEX_REBUILD_MARK).exists()
     }
 
     /// Stores records. When this returns `Ok`, every one of them is on stable storage and is found by its

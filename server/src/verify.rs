@@ -9,6 +9,7 @@
 //! the whole repository follows the bytes on disk.
 
 mod content;
+mod ends;
 mod known;
 mod packs;
 mod places;
@@ -33,11 +34,12 @@ use v1::verify_event::Event;
 use crate::{
     catalogue::Entry,
     ingest::{Geometry, tree_of},
-    map_tree,
     marking::Marker,
+    metrics::Job,
     repository::{Pin, Repository, selector_of},
     store::{DamagedRecord, Kind, RecordMarks, StoreError},
 };
+use ends::Ends;
 pub(crate) use known::known;
 use packs::{Report, Task};
 use places::{Bad, DamagedPlace, Places};
@@ -143,6 +145,7 @@ pub(crate) fn start(
         if let Err(error) = repository.keep_damage().await {
             tracing::error!(%error, "damage could not be noted in the catalogue");
         }
+        repository.metrics.ended(Job::Verify, outcome.is_ok());
         match outcome {
             Ok(()) | Err(End::Gone) => {}
             Err(End::Failed(failed)) => {
@@ -441,53 +444,5 @@ fn kind_of(kind: Kind) -> v1::RecordKind {
         Kind::MapNode => v1::RecordKind::MapNode,
         Kind::Manifest => v1::RecordKind::Manifest,
         Kind::Tombstone => v1::RecordKind::Tombstone,
-    }
-}
-
-/// Where the generations of each volume end: there, and nowhere else, a chunk may be short.
-struct Ends(HashMap<String, Vec<u64>>);
-
-impl Ends {
-    fn of(generations: &[v1::Generation]) -> Self {
-        let mut ends: HashMap<String, Vec<u64>> = HashMap::new();
-        for generation in generations {
-            let geometry = geometry_of(generation);
-            let last = geometry.chunks().saturating_sub(1);
-            let of_volume = ends.entry(generation.volume_uuid.clone()).or_default();
-            let short = geometry.bytes_of(last, 1) < u64::from(generation.chunk_bytes);
-            if short && !of_volume.contains(&last) {
-                of_volume.push(last);
-            }
-        }
-        Self(ends)
-    }
-
-    /// Checks the lengths of a generation's chunks where any generation of the volume ends. Chunks that are rightly
-    /// short are put into `usual`.
-    async fn check(
-        &self,
-        repository: &Repository,
-        generation: &v1::Generation,
-        usual: &mut HashMap<ChunkId, u32>,
-    ) -> Result<Vec<DamagedPlace>, Failed> {
-        let (tree, geometry) = (tree_of(generation)?, geometry_of(generation));
-        let mut wrong = Vec::new();
-        for &chunk in self.0.get(&generation.volume_uuid).map(Vec::as_slice).unwrap_or_default() {
-            // A node that cannot be read is named as such.
-            let Ok(entry) = map_tree::entry_at(&repository.store, tree, chunk).await else { continue };
-            let Some(id) = entry.chunk() else { continue };
-            let located = repository.store.indexed_at(vec![*id.as_bytes()]).await?;
-            let Some(found) = located.first().copied().flatten().map(|location| location.plain_len) else {
-                continue;
-            };
-            let expected = geometry.bytes_of(chunk, 1);
-            if u64::from(found) == expected {
-                usual.insert(id, found);
-            } else {
-                let reason = format!("chunk {id} has {found} bytes, not {expected}");
-                wrong.push(DamagedPlace { first: chunk, chunks: 1, node: false, reason });
-            }
-        }
-        Ok(wrong)
     }
 }

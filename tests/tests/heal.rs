@@ -9,19 +9,10 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use thinbak_proto::{ChunkId, MapEntry, MapNode, NodeId};
-use thinbak_tests::{Model, Way, World, number, text};
+use thinbak_tests::{Model, Way, World, number, seed, text};
 
 const CHUNK: usize = 64 * 1024;
 const SIZE: u64 = 4 << 20;
-
-fn seed() -> Result<u64> {
-    let seed = match std::env::var("THINBAK_SEED") {
-        Ok(seed) => seed.parse()?,
-        Err(_) => rand::random(),
-    };
-    println!("THINBAK_SEED={seed}");
-    Ok(seed)
-}
 
 fn packs(world: &World) -> Result<Vec<PathBuf>> {
     let (mut folders, mut packs) = (vec![world.repo().join("packs")], Vec::new());

@@ -59,6 +59,7 @@ pub(crate) fn error(job: &str, volume: Option<&str>, failed: &Failed) -> Value {
         FailureKind::Busy => "busy",
         FailureKind::Denied => "denied",
         FailureKind::BaseUnknown => "base_unknown",
+        FailureKind::NoSpace => "no_space",
     };
     json!({
         "message_type": "error",

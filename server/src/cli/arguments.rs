@@ -76,6 +76,45 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make the catalogue and the chunk index anew from the packs
+    ///
+    /// The repository must not be open. Deleted generations stay deleted. The catalogue before is kept beside the new
+    /// one. May be killed and run again. Exit code 4 if damage was found.
+    RebuildCatalogue {
+        /// Directory of the repository
+        #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
+        repo: Option<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Copy the catalogue, also while a server uses it
+    ///
+    /// The copy goes into the folder catalogue-backups of the repository.
+    BackupCatalogue {
+        #[command(flatten)]
+        at: At,
+        /// Copies to keep, the new one included
+        #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
+        keep: u32,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a copy the catalogue, and add what is later in the packs
+    ///
+    /// The repository must not be open. The catalogue before is kept. Exit code 4 if damage was found.
+    RestoreCatalogue {
+        /// Directory of the repository
+        #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
+        repo: Option<PathBuf>,
+        /// The copy, which is left as it is
+        #[arg(value_name = "FILE")]
+        copy: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Delete the generations that no policy of the configuration keeps
     Prune {
         /// Directory of the repository
@@ -110,6 +149,47 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Free what no generation needs any more
+    Collect(Collect),
+}
+
+/// What a collection may do.
+#[derive(Debug, clap::Args)]
+pub(super) struct Collect {
+    #[command(flatten)]
+    pub(super) at: At,
+    /// Say what would be freed, and free nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Rewrite packs of which at most this share is in use
+    #[arg(long, default_value = "50%", value_parser = parse_share, value_name = "PERCENT")]
+    pub(super) threshold: f64,
+    /// Rewrite no pack of which more than this is in use: it is on the disk twice for a while
+    #[arg(long, value_parser = parse_bytes, value_name = "SIZE")]
+    pub(super) max_extra_space: Option<u64>,
+    /// Copy at most this much in all
+    #[arg(long, value_parser = parse_bytes, value_name = "SIZE")]
+    pub(super) max_repack: Option<u64>,
+    /// Copy at most this much in a second
+    #[arg(long, value_parser = parse_bytes, value_name = "SIZE")]
+    pub(super) rate: Option<u64>,
+    /// Keep deleted generations for this long, instead of the repository's grace period
+    #[arg(long, value_parser = thinbak_proto::parse_duration, value_name = "TIME")]
+    pub(super) grace: Option<Duration>,
+    /// Print a JSON object a line
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// A repository that a server has open, or that this command opens.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct At {
+    /// Directory of the repository
+    #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
+    pub(super) repo: Option<PathBuf>,
+    /// URL of the server that has it open; goes before --repo
+    #[arg(long, env = "THINBAK_SERVER", value_name = "URL")]
+    pub(super) server: Option<String>,
 }
 
 impl Command {
@@ -119,19 +199,22 @@ impl Command {
             Self::Init { json, .. }
             | Self::Stats { json, .. }
             | Self::Prune { json, .. }
+            | Self::RebuildCatalogue { json, .. }
+            | Self::BackupCatalogue { json, .. }
+            | Self::RestoreCatalogue { json, .. }
             | Self::Verify { json, .. } => *json,
+            Self::Collect(collect) => collect.json,
             Self::Run { .. } => false,
         }
     }
 }
 
-/// Bytes, or with K or M that many KiB or MiB.
-fn parse_size(text: &str) -> Result<u32, String> {
-    let (digits, unit) = match text.strip_suffix(['K', 'k']) {
-        Some(digits) => (digits, 1 << 10),
-        None => text.strip_suffix(['M', 'm']).map_or((text, 1), |digits| (digits, 1 << 20)),
-    };
-    let number: u32 = digits.parse().map_err(|_| format!("{text:?} is no size like 64K or 1M"))?;
+/// Bytes, or with K, M, G or T that many KiB and so on.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let units = [(['K', 'k'], 10), (['M', 'm'], 20), (['G', 'g'], 30), (['T', 't'], 40)];
+    let found = units.into_iter().find_map(|(names, shift)| Some((text.strip_suffix(names)?, 1u64 << shift)));
+    let (digits, unit) = found.unwrap_or((text, 1));
+    let number: u64 = digits.parse().map_err(|_| format!("{text:?} is no size like 64K or 1M"))?;
     number.checked_mul(unit).ok_or_else(|| format!("{text:?} is too large"))
 }
 
@@ -157,6 +240,10 @@ fn parse_rate(text: &str) -> Result<u64, String> {
     number.checked_mul(unit).filter(|rate| *rate > 0).ok_or_else(invalid)
 }
 
+fn parse_size(text: &str) -> Result<u32, String> {
+    parse_bytes(text).and_then(|size| u32::try_from(size).map_err(|_| format!("{text:?} is too large")))
+}
+
 /// A share from `5%` or `0.05`.
 fn parse_share(text: &str) -> Result<f64, String> {
     let share = match text.strip_suffix('%') {
@@ -177,6 +264,8 @@ mod tests {
         assert_eq!(parse_size("64K"), Ok(65536));
         assert_eq!(parse_size("1M"), Ok(1 << 20));
         assert_eq!(parse_size("4096"), Ok(4096));
+        assert_eq!(parse_bytes("3G"), Ok(3 << 30));
+        assert!(parse_bytes("99999999T").is_err());
         assert!(parse_size("4096M").is_err() && parse_size("K").is_err() && parse_size("-4K").is_err());
         assert_eq!(parse_share("5%"), Ok(0.05));
         assert_eq!(parse_share("1"), Ok(1.0));

@@ -18,12 +18,12 @@ pub(super) struct Output {
 
 impl Output {
     /// A line on stdout. That nobody reads it is the reader's choice.
-    fn data(&self, line: impl Display) {
+    pub(super) fn data(&self, line: impl Display) {
         let _ = writeln!(anstream::stdout().lock(), "{line}");
     }
 
     /// A line on stderr.
-    fn say(&self, line: impl Display) {
+    pub(super) fn say(&self, line: impl Display) {
         let _ = writeln!(anstream::stderr().lock(), "{line}");
     }
 
@@ -240,20 +240,6 @@ impl Output {
     }
 }
 
-fn kind_name(kind: v1::RecordKind) -> &'static str {
-    match kind {
-        v1::RecordKind::Chunk => "chunk",
-        v1::RecordKind::MapNode => "map node",
-        v1::RecordKind::Manifest => "manifest",
-        v1::RecordKind::Tombstone => "tombstone",
-        v1::RecordKind::Unspecified => "record",
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// RFC 3339 in UTC, to the millisecond.
 fn utc(ms: u64) -> String {
     at(ms, TimeZone::UTC, "%Y-%m-%dT%H:%M:%S%.3fZ")
@@ -269,8 +255,22 @@ fn at(ms: u64, zone: TimeZone, format: &str) -> String {
     moment.map(|moment| moment.to_zoned_datetime(zone).strftime(format).to_string()).unwrap_or_default()
 }
 
+fn kind_name(kind: v1::RecordKind) -> &'static str {
+    match kind {
+        v1::RecordKind::Chunk => "chunk",
+        v1::RecordKind::MapNode => "map node",
+        v1::RecordKind::Manifest => "manifest",
+        v1::RecordKind::Tombstone => "tombstone",
+        v1::RecordKind::Unspecified => "record",
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// A size for people, in powers of 1024.
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     if bytes < 1024 {
         return format!("{bytes}B");
     }

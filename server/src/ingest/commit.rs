@@ -34,6 +34,7 @@ pub(super) async fn commit(repository: &Repository, backup: Backup) -> Result<Ou
     let Backup {
         guard: _guard,
         pin: _pin,
+        claim: _claim,
         begin,
         volume,
         geometry,

@@ -19,7 +19,7 @@ use crate::{
     map_tree::{EditError, Editor, FreshNode, NodeError, Tree},
     metrics::Job,
     repository::{Pin, Repository, SessionGuard, check_volume_name},
-    store::{Kind, NewRecord, PutOutcome, Store},
+    store::{Claim, Kind, NewRecord, PutOutcome, Store},
 };
 
 /// Stored bytes that a client may send ahead of the acknowledgements.
@@ -82,6 +82,8 @@ pub(super) struct Backup {
     pub(super) parent_tree: Option<Tree>,
     /// Of the parent's tree: what this generation shares with it stays, though the parent be deleted.
     pub(super) pin: Option<Pin>,
+    /// Of all that the session stores, or is told to be present.
+    pub(super) claim: Claim,
     pub(super) editor: Editor<Store>,
     next_chunk: u64,
     batches: u64,
@@ -285,6 +287,7 @@ impl Backup {
         let guard = repository.sessions.enter(volume, name)?;
         repository.catalogue.check_name(volume, name, begin.adopt).await?;
         let geometry = Geometry { chunk_bytes: repository.chunk_bytes(), size_bytes: begin.size_bytes };
+        let claim = repository.store.claim();
         let entrance = repository.pins.enter().await;
         let parent = parent_of(repository, volume, &begin).await?;
         let parent_tree = parent.as_ref().map(tree_of).transpose()?;
@@ -301,6 +304,7 @@ impl Backup {
             parent,
             parent_tree,
             pin,
+            claim,
             editor,
             next_chunk,
             batches,

@@ -10,9 +10,9 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     catalogue::{Deleted, Entry, Filter, GenerationKey, Position},
+    collect,
     ingest::tree_of,
-    manifest::{Manifest, next_revision},
-    repository::Repository,
+    repository::{CatalogueBackup, Repository},
     retention::{
         self, Kept,
         prune::{self, Prune},
@@ -140,8 +140,9 @@ fn key_of(generation: &v1::Generation) -> Result<GenerationKey, Failed> {
 
 #[tonic::async_trait]
 impl v1::repository_server::Repository for GenerationService {
-    type GetDamageStream = Pin<Box<dyn Stream<Item = Result<v1::DamagedRange, Status>> + Send>>;
+    type CollectStream = Pin<Box<dyn Stream<Item = Result<v1::CollectEvent, Status>> + Send>>;
     type PruneStream = Pin<Box<dyn Stream<Item = Result<v1::PruneEvent, Status>> + Send>>;
+    type GetDamageStream = Pin<Box<dyn Stream<Item = Result<v1::DamagedRange, Status>> + Send>>;
     type VerifyStream = Pin<Box<dyn Stream<Item = Result<v1::VerifyEvent, Status>> + Send>>;
 
     async fn info(&self, _: Request<v1::InfoRequest>) -> Result<Response<v1::InfoResponse>, Status> {
@@ -215,6 +216,30 @@ impl v1::repository_server::Repository for GenerationService {
         let events = verify::start(Arc::clone(&self.0), plan);
         Ok(Response::new(Box::pin(ReceiverStream::new(events))))
     }
+
+    async fn collect(
+        &self,
+        request: Request<v1::CollectRequest>,
+    ) -> Result<Response<Self::CollectStream>, Status> {
+        let options = collect::Options::of(&request.into_inner())?;
+        let events = collect::start(Arc::clone(&self.0), options);
+        Ok(Response::new(Box::pin(ReceiverStream::new(events))))
+    }
+
+    async fn backup_catalogue(
+        &self,
+        request: Request<v1::BackupCatalogueRequest>,
+    ) -> Result<Response<v1::BackupCatalogueResponse>, Status> {
+        let keep = match request.into_inner().keep {
+            0 => Repository::CATALOGUE_BACKUPS,
+            keep => usize::try_from(keep).unwrap_or(usize::MAX),
+        };
+        let CatalogueBackup { path, bytes, removed } =
+            self.0.back_up_catalogue(keep).await.map_err(Failed::from)?;
+        let path = path.display().to_string();
+        Ok(Response::new(v1::BackupCatalogueResponse { path, bytes, removed }))
+    }
+
     async fn get_damage(
         &self,
         request: Request<v1::GetDamageRequest>,

@@ -55,8 +55,12 @@ impl Store {
             .list()
             .map_err(|source| StoreError::io("listing packs", shared.medium.path(), source))?;
         let mut numbers: BTreeSet<u32> = files.into_iter().map(|file| file.number).collect();
-        shared.index.for_each_mark(|number, _| {
-            numbers.insert(number);
+        shared.index.for_each_mark(|number, mark| {
+            match mark.state {
+                // No entry points into it: whether its file is still there is nobody's concern.
+                PackState::Retired => numbers.remove(&number),
+                PackState::Unfinished | PackState::Sealed => numbers.insert(number),
+            };
         })?;
         Ok(numbers.into_iter().collect())
     }
@@ -69,8 +73,13 @@ impl Store {
         if mark.state == PackState::Retired {
             return Ok(None);
         }
-        let sealed = mark.state == PackState::Sealed;
-        let mut audit = PackAudit { number, entries: None, problems: Vec::new(), sealed, pack: None };
+        let mut audit = PackAudit {
+            number,
+            entries: None,
+            problems: Vec::new(),
+            sealed: mark.state == PackState::Sealed,
+            pack: None,
+        };
         // Anew and not from the cache: what is judged is the file that has the name now.
         match Pack::open(&*shared.medium, shared.repository, number) {
             Ok(pack) => {
@@ -155,8 +164,7 @@ fn entries(
     problems: &mut Vec<StoreError>,
 ) -> Result<Option<Vec<PackEntry>>, StoreError> {
     let len = pack.len()?;
-    let sealed = mark.state == PackState::Sealed;
-    if sealed && len != mark.len {
+    if mark.state == PackState::Sealed && len != mark.len {
         problems.push(StoreError::PackLength { pack: pack.number(), expected: mark.len, found: len });
     }
     let damaged = match pack.sealed_entries() {
@@ -165,7 +173,7 @@ fn entries(
         Err(error) => return Err(error),
     };
     // A pack that is being written has neither index nor footer.
-    if sealed && len == mark.len {
+    if mark.state == PackState::Sealed && len == mark.len {
         problems.push(damaged);
     }
     let found = match pack.scan(mark.len.min(len)) {

@@ -27,7 +27,7 @@ use super::{
     index::{Location, Mark, PackState, is_poisoned},
     layout::{PackEntry, PackHeader, encode_tail},
     medium::PackWrite,
-    record::{Place, RecordHeader},
+    record::{Kind, Place, RecordHeader},
     shared::Shared,
 };
 
@@ -143,7 +143,7 @@ impl Writer {
             let mut after = None;
             while let Some(request) = next.take() {
                 match request {
-                    Request::Put { records, answer } => {
+                    Request::Put { records, answer } if !only_tombstones(&records) => {
                         bytes += records.iter().map(|record| record.header.record_len()).sum::<u64>();
                         batch.push((records, answer));
                         if bytes < BATCH_LEN {
@@ -156,7 +156,9 @@ impl Writer {
             self.serve(batch);
             // Nobody may be waiting for an answer any more.
             match after {
-                None | Some(Request::Put { .. }) => {}
+                None => {}
+                // Not in a batch with what may find no room.
+                Some(Request::Put { records, answer }) => self.serve(vec![(records, answer)]),
                 Some(Request::Settle { answer }) => drop(answer.send(self.settle())),
                 Some(Request::Move { records, answer }) => drop(answer.send(self.relocate(&records))),
                 Some(Request::Retire { pack, entries, answer }) => {
@@ -165,7 +167,8 @@ impl Writer {
                 Some(Request::Close { answer }) => {
                     queue.close();
                     self.seal();
-                    return drop(answer.send(()));
+                    let _ = answer.send(());
+                    return;
                 }
             }
         }
@@ -222,11 +225,11 @@ impl Writer {
                 }
             }
         }
-        if !fresh.is_empty() {
+        if !fresh.iter().all(|placing| is_tombstone(placing.record)) {
             self.check_room(outcomes.iter().map(|outcome| outcome.new_stored_bytes).sum())?;
-            self.store(&fresh)?;
-            healed.into_iter().for_each(|place| self.shared.quarantine.heal(place));
         }
+        self.store(&fresh)?;
+        healed.into_iter().for_each(|place| self.shared.quarantine.heal(place));
         Ok(outcomes)
     }
 
@@ -364,6 +367,15 @@ impl Writer {
             }
         }
     }
+}
+
+/// Deleting makes room: what says so may take the space that other puts must leave.
+fn is_tombstone(record: &Prepared) -> bool {
+    record.header.kind == Kind::Tombstone
+}
+
+fn only_tombstones(records: &[Prepared]) -> bool {
+    records.iter().all(is_tombstone)
 }
 
 /// How many of `records` go into this pack: at least one into an empty one.

@@ -96,6 +96,9 @@ pub(super) fn read(task: Task) -> mpsc::Receiver<Report> {
     receiver
 }
 
+/// Records of a pack that are read at once: which of its work.
+type Stretch = (Arc<Work>, Range<usize>);
+
 /// A pack in work.
 struct Work {
     audit: PackAudit,
@@ -189,7 +192,7 @@ impl Planner {
     }
 
     /// The next stretch to read.
-    fn next(&self) -> Result<Option<(Arc<Work>, Range<usize>)>, StoreError> {
+    fn next(&self) -> Result<Option<Stretch>, StoreError> {
         let mut state = self.state.lock();
         loop {
             if self.has_ended() {

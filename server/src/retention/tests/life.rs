@@ -266,13 +266,17 @@ async fn a_deletion_can_be_undone_until_its_grace_is_over_or_it_is_forgotten() {
     }
     place.pass(7 * DAY - 1);
     assert_eq!(undelete(1).await.unwrap().number, 1);
-    assert_eq!(forget_expired(&place.repository, place.now()).await.unwrap(), 0);
+    assert_eq!(forget_expired(&place.repository, place.now(), None).await.unwrap(), 0);
     place.pass(1);
     assert_eq!(undelete(2).await.unwrap_err().exit_code(), 5, "its grace is over");
     place.repository.set_grace(std::time::Duration::from_secs(8 * 86_400)).await.unwrap();
-    assert_eq!(forget_expired(&place.repository, place.now()).await.unwrap(), 0, "the grace is longer now");
+    assert_eq!(
+        forget_expired(&place.repository, place.now(), None).await.unwrap(),
+        0,
+        "the grace is longer now"
+    );
     place.pass(DAY);
-    assert_eq!(forget_expired(&place.repository, place.now()).await.unwrap(), 1);
+    assert_eq!(forget_expired(&place.repository, place.now(), None).await.unwrap(), 1);
     let forgotten = undelete(2).await.unwrap_err();
     assert_eq!(forgotten.exit_code(), 5);
     assert_eq!(place.visible(volume).await, [1, 3, 4]);
@@ -339,7 +343,7 @@ async fn the_packs_agree_with_the_catalogue_also_after_crashes() {
             0 => drop(delete(repository, &[key], place.now()).await.unwrap()),
             1 => drop(undelete(repository, key, "v", place.now()).await),
             2 => drop(protect(repository, key, random.random(), place.now()).await.unwrap()),
-            3 => drop(forget_expired(repository, place.now()).await.unwrap()),
+            3 => drop(forget_expired(repository, place.now(), None).await.unwrap()),
             _ => crash(&place, key, random.random()).await,
         }
     }
@@ -354,7 +358,7 @@ async fn the_packs_agree_with_the_catalogue_also_after_crashes() {
         }
     }
     place.pass(8 * DAY);
-    forget_expired(repository, place.now()).await.unwrap();
+    forget_expired(repository, place.now(), None).await.unwrap();
     let candidates = repository.catalogue.candidates(volume).await.unwrap();
     let visible: BTreeMap<_, _> =
         candidates.into_iter().map(|candidate| (candidate.number, candidate.protected)).collect();
