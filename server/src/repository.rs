@@ -185,6 +185,18 @@ impl Repository {
         self.catalogue.set_grace_ms(u64::try_from(grace.as_millis()).unwrap_or(u64::MAX)).await
     }
 
+    /// Ends as a killed process does: nothing is sealed. Returns when all files are closed, for which every service
+    /// made of the repository must be dropped.
+    #[cfg(any(fuzzing, feature = "testing"))]
+    #[doc(hidden)]
+    pub async fn kill(self: Arc<Self>) {
+        self.catalogue.close().await;
+        // What the sessions left to other threads holds a handle for a moment.
+        while Arc::strong_count(&self) > 1 {
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Tells running sessions to end; what they had acknowledged stays usable.
     pub(crate) fn stop(&self) {
         self.stopping.send_replace(true);

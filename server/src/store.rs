@@ -8,6 +8,7 @@
 //! The packs are the truth. The index is derived from them and made anew from them when it is missing,
 //! damaged or behind.
 
+mod audit;
 mod error;
 mod format;
 #[cfg(any(test, fuzzing))]
@@ -18,6 +19,12 @@ mod layout;
 mod marks;
 mod medium;
 #[cfg(any(test, fuzzing, feature = "testing"))]
+#[allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    dead_code,
+    reason = "a stand-in for a disk: a panic is a finding, and each user needs another part of it"
+)]
 pub(crate) mod memory_medium;
 mod pack;
 mod quarantine;
@@ -46,6 +53,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
+pub(crate) use audit::{AuditEntry, PackAudit, spans};
 pub use error::{DamageReason, Problem, StoreError};
 pub use format::{MAX_PLAIN_LEN, MAX_STORED_GROWTH};
 pub(crate) use index::Location;

@@ -364,6 +364,12 @@ pub(super) struct Verify {
     /// Read back only this share of the chunks
     #[arg(long, value_parser = grammar::share, value_name = "5%")]
     pub(super) sample: Option<f64>,
+    /// Only packs that were not read back whole for so long; a run that is broken off goes on where it was
+    #[arg(long, value_parser = grammar::age, value_name = "30d", conflicts_with = "what")]
+    pub(super) older_than: Option<u64>,
+    /// Read no more bytes in a second than this
+    #[arg(long, value_parser = grammar::size, value_name = "50M")]
+    pub(super) rate: Option<u64>,
 }
 
 #[derive(Debug, Args)]

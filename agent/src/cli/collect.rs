@@ -86,7 +86,8 @@ async fn follow(context: &Context, connection: &RepositoryConnection, collect: &
                 bars.update("collect", "", progress.done_bytes, progress.total_bytes);
             }
             Some(Event::Pack(pack)) if output.is_json() => going_on(output.json_line(&pack_json(&pack)))?,
-            Some(Event::Pack(pack)) if !pack.kept.is_empty() => {
+            Some(Event::Pack(pack)) if pack.kept.is_empty() => {}
+            Some(Event::Pack(pack)) => {
                 bars.clear();
                 output.note(&format!("pack {:08x} stays: {}", pack.pack, pack.kept));
             }
@@ -98,7 +99,7 @@ async fn follow(context: &Context, connection: &RepositoryConnection, collect: &
                     going_on(output.line(&summary_line(&summary)))?;
                 }
             }
-            Some(Event::Pack(_)) | None => {}
+            None => {}
         }
     }
     Ok(())

@@ -19,7 +19,9 @@ fn inputs(target: &str) -> Vec<Vec<u8>> {
     match target {
         "values" => (0..4u8).flat_map(|which| (0..6u8).map(move |inner| value(which, inner))).collect(),
         "packs" => (0..64u8).map(|how| [vec![1], pack(how)].concat()).collect(),
-        "recovery" => (0..16u8).map(|how| [vec![2], pack(how), pack(how | 8), pack(0), vec![3]].concat()).collect(),
+        "recovery" => {
+            (0..16u8).map(|how| [vec![2], pack(how), pack(how | 8), pack(0), vec![3]].concat()).collect()
+        }
         "maps" => (0..3u8).map(map).collect(),
         _ => crate::requests::corpus(),
     }

@@ -13,13 +13,15 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use prost::Message as _;
 use thinbak_proto::{ChunkId, Failed, FailureKind, v1};
-use thinbak_server::{Clock, Environment, InitOptions, Random, Repository, fuzzing::Input, testing::MemoryMedium};
+use thinbak_server::{
+    Clock, Environment, InitOptions, Random, Repository, fuzzing::Input, testing::MemoryMedium,
+};
 use tokio::runtime::Runtime;
 use tonic::{body::Body, codegen::http, service::Routes};
 use tower::ServiceExt as _;
 use v1::{
-    backup_request::Message as Asked, backup_response::Message as Answer, ingest_client::IngestClient, map_item::Entry,
-    repository_client::RepositoryClient,
+    backup_request::Message as Asked, backup_response::Message as Answer, ingest_client::IngestClient,
+    map_item::Entry, repository_client::RepositoryClient,
 };
 
 const CHUNK: u32 = 4096;
@@ -46,7 +48,8 @@ impl World {
         let dir = crate::scratch();
         let time = AtomicU64::new(1 << 40);
         let clock = Clock::new(move || time.fetch_add(1000, Ordering::Relaxed));
-        let environment = Environment::new(clock, Random::new(|| 7)).with_packs_in(Arc::new(MemoryMedium::default()));
+        let environment =
+            Environment::new(clock, Random::new(|| 7)).with_packs_in(Arc::new(MemoryMedium::default()));
         let repository = runtime.block_on(async {
             Repository::init(dir.path(), InitOptions { chunk_bytes: CHUNK }).await.expect("a repository");
             Repository::open_in(dir.path(), environment).await.expect("the same")
@@ -57,7 +60,8 @@ impl World {
 }
 
 fn methods() -> Vec<String> {
-    let set = prost_types::FileDescriptorSet::decode(thinbak_proto::DESCRIPTOR_SET).expect("our own description");
+    let set =
+        prost_types::FileDescriptorSet::decode(thinbak_proto::DESCRIPTOR_SET).expect("our own description");
     let mut found = Vec::new();
     for file in set.file.iter().filter(|file| file.name().ends_with("repository.proto")) {
         for service in &file.service {
@@ -200,7 +204,9 @@ async fn begin(client: &mut RepositoryClient<Routes>, volume: u8, input: &mut In
     if how & 4 != 0 {
         let request = v1::GetGenerationRequest {
             volume: Some(v1::VolumeName { name, host: String::new() }),
-            selector: Some(v1::GenerationSelector { which: Some(v1::generation_selector::Which::Latest(true)) }),
+            selector: Some(v1::GenerationSelector {
+                which: Some(v1::generation_selector::Which::Latest(true)),
+            }),
         };
         if let Ok(latest) = client.get_generation(request).await {
             let latest = latest.into_inner();
@@ -237,10 +243,16 @@ fn message(size: u64, next: &mut u64, input: &mut Input<'_>) -> Asked {
 }
 
 fn ids(input: &mut Input<'_>) -> Vec<Bytes> {
-    (0..input.byte() % 8).map(|_| {
-        let number = input.byte();
-        if number & 0x80 == 0 { id_of(number) } else { Bytes::copy_from_slice(input.bytes(usize::from(number & 0x3f))) }
-    }).collect()
+    (0..input.byte() % 8)
+        .map(|_| {
+            let number = input.byte();
+            if number & 0x80 == 0 {
+                id_of(number)
+            } else {
+                Bytes::copy_from_slice(input.bytes(usize::from(number & 0x3f)))
+            }
+        })
+        .collect()
 }
 
 fn content(number: u8, len: usize) -> Vec<u8> {
@@ -303,7 +315,39 @@ pub(crate) fn corpus() -> Vec<Vec<u8>> {
     // How, volume, begin: flags and size in sectors; messages; items.
     for fault in 0..8u8 {
         for parent in [0, 4] {
-            inputs.push(vec![1, 1, parent, 200, 0, 2, 3, 4, 0, 0, fault << 1, 9, 1, 1, 1, 3, 3, 0, 4, 2, 3, 2, 2, 9, 5, 1, 3, 6, 1, 4, 1]);
+            inputs.push(vec![
+                1,
+                1,
+                parent,
+                200,
+                0,
+                2,
+                3,
+                4,
+                0,
+                0,
+                fault << 1,
+                9,
+                1,
+                1,
+                1,
+                3,
+                3,
+                0,
+                4,
+                2,
+                3,
+                2,
+                2,
+                9,
+                5,
+                1,
+                3,
+                6,
+                1,
+                4,
+                1,
+            ]);
         }
     }
     inputs

@@ -24,13 +24,13 @@ pub(super) async fn run(collect: &Collect, mut config: Config, output: &Output) 
         rate_bytes_per_second: collect.rate.unwrap_or_default(),
         grace_ms: collect.grace.map(|grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX)),
     };
-    match collect.place.address().await? {
+    match collect.at.clone().address(&config).await? {
         Address::Server(channel) => {
             let events = RepositoryClient::new(channel).collect(request).await?.into_inner();
             follow(events, collect.dry_run, output).await
         }
         Address::Directory(dir) => {
-            let repository = open(dir, &mut config, collect.dry_run).await?;
+            let repository = open(&dir, &mut config, collect.dry_run).await?;
             let mut client = RepositoryClient::new(routes(repository.clone()));
             let outcome = match client.collect(request).await {
                 Ok(events) => follow(events.into_inner(), collect.dry_run, output).await,

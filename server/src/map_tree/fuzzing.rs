@@ -104,7 +104,7 @@ fn foreign(nodes: &Nodes, chunks: u64, input: &mut Input<'_>) -> Option<Tree> {
 /// edited.
 fn apply(nodes: &Nodes, parent: Option<Tree>, chunks: u64, input: &mut Input<'_>) -> Option<Tree> {
     let mut editor = now(Editor::new(nodes.clone(), parent, chunks)).ok()?;
-    let mut applied = Vec::new();
+    let (mut applied, mut given) = (Vec::new(), Vec::new());
     let mut next = 0u64;
     for _ in 0..input.byte() % (MAX_EDITS + 1) {
         let what = input.byte();
@@ -123,9 +123,10 @@ fn apply(nodes: &Nodes, parent: Option<Tree>, chunks: u64, input: &mut Input<'_>
             // It may have been a node that cannot be read, and then the editor is at an end.
             return None;
         }
-        nodes.keep(editor.take_fresh());
+        given.extend(editor.take_fresh());
     }
     let (root, fresh) = now(editor.finish()).ok()?;
+    nodes.keep(given);
     nodes.keep(fresh);
     let tree = Tree { root, chunks };
     for (chunk, edit) in applied {

@@ -126,7 +126,7 @@ fn piece(number: u32, input: &mut Input<'_>, out: &mut Vec<u8>, entries: &mut Ve
             let len = usize::from(input.byte());
             let stored = Bytes::copy_from_slice(input.bytes(len));
             let id = [input.byte() % 8; 32];
-            let plain_len = if what % 6 == 0 { stored.len() as u32 } else { input.u32() };
+            let plain_len = if what.is_multiple_of(6) { stored.len() as u32 } else { input.u32() };
             let record = NewRecord { kind, id, codec: input.byte() % 3, plain_len, stored };
             let Ok(header) = RecordHeader::new(&record) else { return };
             out.extend_from_slice(&header.encode(place));

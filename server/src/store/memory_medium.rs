@@ -9,7 +9,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use rand::{Rng as _, rngs::StdRng};
+use rand::Rng;
 
 use super::medium::{Medium, PackFile, PackRead, PackWrite};
 
@@ -30,30 +30,50 @@ struct State {
     /// The operations with these numbers fail.
     failing: std::ops::Range<u64>,
     available: Option<u64>,
+    /// Called just before the operation of that number.
+    witness: Option<(u64, Box<dyn FnOnce() + Send>)>,
 }
 
 impl State {
     /// Counts an operation that changes something; fails if it is one of those.
     fn step(&mut self) -> io::Result<()> {
+        self.witness();
         self.operations += 1;
         if self.failing.contains(&self.operations) {
             return Err(io::ErrorKind::StorageFull.into());
         }
         Ok(())
     }
+
+    /// Whoever waits for an operation sees what the ones before it have left.
+    fn witness(&mut self) {
+        if self.witness.as_ref().is_some_and(|(operation, _)| *operation <= self.operations + 1)
+            && let Some((_, call)) = self.witness.take()
+        {
+            call();
+        }
+    }
 }
 
+/// Packs in memory. Clones of a pointer to it are the same medium.
 #[derive(Default)]
-pub(crate) struct MemoryMedium {
+pub struct MemoryMedium {
     state: Arc<Mutex<State>>,
 }
 
 impl MemoryMedium {
-    pub(crate) fn fail(&self, operations: std::ops::Range<u64>) {
+    /// Makes the operations with these numbers fail.
+    pub fn fail(&self, operations: std::ops::Range<u64>) {
         self.state.lock().failing = operations;
     }
 
-    pub(crate) fn operations(&self) -> u64 {
+    /// Calls `witness` just before operation number `operation`, or the next one if that is past.
+    pub fn before(&self, operation: u64, witness: impl FnOnce() + Send + 'static) {
+        self.state.lock().witness = Some((operation, Box::new(witness)));
+    }
+
+    /// How many operations there were that change something.
+    pub fn operations(&self) -> u64 {
         self.state.lock().operations
     }
 
@@ -93,7 +113,7 @@ impl MemoryMedium {
     }
 
     /// What a power failure leaves: everything synced, and of the rest any part, with holes.
-    pub(crate) fn crash(&self, random: &mut StdRng) -> Arc<Self> {
+    pub fn crash(&self, random: &mut impl Rng) -> Arc<Self> {
         let crashed = Self::default();
         let state = self.state.lock();
         let back: Vec<_> = state.limbo.iter().filter(|_| random.random_bool(0.5)).collect();
