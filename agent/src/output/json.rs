@@ -5,8 +5,9 @@ use serde_json::{Value, json};
 use thinbak_proto::{
     Failed, FailureKind,
     v1::{
-        AgentStatusResponse, CheckPoolResponse, Generation, JobStatus, JobSummary, MsnapInfo, PoolDiscards,
-        PoolInfo, PoolSettings, RunningJob, VerifyDamage, VerifySummary, VolumeInfo, VolumeKind,
+        AgentStatusResponse, CheckPoolResponse, DeletedGeneration, Generation, JobStatus, JobSummary,
+        MsnapInfo, PoolDiscards, PoolInfo, PoolSettings, PruneDecision, PruneSummary, RunningJob,
+        VerifyDamage, VerifySummary, VolumeInfo, VolumeKind,
     },
 };
 
@@ -57,6 +58,7 @@ pub(crate) fn error(job: &str, volume: Option<&str>, failed: &Failed) -> Value {
         FailureKind::Busy => "busy",
         FailureKind::Denied => "denied",
         FailureKind::BaseUnknown => "base_unknown",
+        FailureKind::NoSpace => "no_space",
     };
     json!({
         "message_type": "error",
@@ -198,6 +200,40 @@ pub(crate) fn generation(generation: &Generation) -> Value {
             "block_bytes": point.block_bytes,
             "mapped_blocks": point.mapped_blocks,
         })),
+    })
+}
+
+pub(crate) fn deleted_generation(deleted: &DeletedGeneration) -> Value {
+    let mut value = deleted.generation.as_ref().map(generation).unwrap_or_default();
+    if let Some(members) = value.as_object_mut() {
+        members.insert("deleted_at".to_owned(), utc(deleted.deleted_at_ms).into());
+        members.insert("undelete_until".to_owned(), utc(deleted.undelete_until_ms).into());
+    }
+    value
+}
+
+pub(crate) fn prune_decision(decision: &PruneDecision) -> Value {
+    json!({
+        "message_type": "status",
+        "job": "prune",
+        "volume": decision.volume_name,
+        "generation": decision.number,
+        "created_at": utc(decision.created_at_ms),
+        "action": if decision.remove { "remove" } else { "keep" },
+        "reasons": decision.reasons,
+    })
+}
+
+pub(crate) fn prune_summary(summary: &PruneSummary, dry_run: bool) -> Value {
+    json!({
+        "message_type": "summary",
+        "job": "prune",
+        "dry_run": dry_run,
+        "volumes": summary.volumes,
+        "kept": summary.kept,
+        "removed": summary.removed,
+        "grace_seconds": summary.grace_seconds,
+        "seconds": summary.seconds,
     })
 }
 

@@ -14,8 +14,31 @@ pub(super) struct Arguments {
     /// Log errors only
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub(super) quiet: bool,
+    /// How log lines on stderr look
+    #[arg(
+        long,
+        global = true,
+        env = "THINBAK_LOG_FORMAT",
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT"
+    )]
+    pub(super) log_format: LogFormat,
+    /// Configuration file [default: /etc/thinbak/server.toml]
+    #[arg(long, global = true, env = "THINBAK_CONFIG", value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
     #[command(subcommand)]
     pub(super) command: Command,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum LogFormat {
+    /// For people
+    #[default]
+    Text,
+    /// A JSON object a line
+    Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -36,16 +59,70 @@ pub(super) enum Command {
     Run {
         /// Directory of the repository
         #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
-        repo: PathBuf,
-        /// Address of the loopback to listen on; port 0 takes a free one
-        #[arg(long, env = "THINBAK_LISTEN", default_value = "127.0.0.1:7440", value_name = "ADDR")]
-        listen: SocketAddr,
+        repo: Option<PathBuf>,
+        /// Address of the loopback to listen on; port 0 takes a free one [default: 127.0.0.1:7440]
+        #[arg(long, env = "THINBAK_LISTEN", value_name = "ADDR")]
+        listen: Option<SocketAddr>,
+        /// Address for `/metrics` (Prometheus) and `/health` over HTTP; they tell names and sizes of volumes
+        #[arg(long, env = "THINBAK_METRICS", value_name = "ADDR")]
+        metrics: Option<SocketAddr>,
     },
     /// Show what a repository holds
     Stats {
         /// Directory of the repository
         #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
+        repo: Option<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Delete the generations that no policy of the configuration keeps
+    Prune {
+        /// Directory of the repository
+        #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
+        repo: Option<PathBuf>,
+        /// Print what would be deleted, and why not the rest
+        #[arg(long)]
+        dry_run: bool,
+        /// Print a JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make the catalogue and the chunk index anew from the packs
+    ///
+    /// The repository must not be open. Deleted generations stay deleted. The catalogue before is kept beside the new
+    /// one. May be killed and run again. Exit code 4 if damage was found.
+    RebuildCatalogue {
+        /// Directory of the repository
+        #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
         repo: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Copy the catalogue, also while a server uses it
+    ///
+    /// The copy goes into the folder catalogue-backups of the repository.
+    BackupCatalogue {
+        #[command(flatten)]
+        place: Place,
+        /// Copies to keep, the new one included
+        #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
+        keep: u32,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a copy the catalogue, and add what is later in the packs
+    ///
+    /// The repository must not be open. The catalogue before is kept. Exit code 4 if damage was found.
+    RestoreCatalogue {
+        /// Directory of the repository
+        #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
+        repo: PathBuf,
+        /// The copy, which is left as it is
+        #[arg(value_name = "FILE")]
+        copy: PathBuf,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -54,7 +131,7 @@ pub(super) enum Command {
     Verify {
         /// Directory of the repository
         #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
-        repo: PathBuf,
+        repo: Option<PathBuf>,
         /// HOST/POOL/VOLUME, or with :NUMBER or :latest one generation of it
         #[arg(value_name = "VOLUME[:GEN]")]
         volume: Option<String>,
@@ -67,11 +144,29 @@ pub(super) enum Command {
     },
 }
 
+/// A repository that a server has open, or that this command opens.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = true)]
+pub(super) struct Place {
+    /// Directory of the repository
+    #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
+    pub(super) repo: Option<PathBuf>,
+    /// URL of the server that has it open; goes before --repo
+    #[arg(long, env = "THINBAK_SERVER", value_name = "URL")]
+    pub(super) server: Option<String>,
+}
+
 impl Command {
     /// Whether the output is for a program.
     pub(super) fn json(&self) -> bool {
         match self {
-            Self::Init { json, .. } | Self::Stats { json, .. } | Self::Verify { json, .. } => *json,
+            Self::Init { json, .. }
+            | Self::Stats { json, .. }
+            | Self::Prune { json, .. }
+            | Self::Verify { json, .. }
+            | Self::RebuildCatalogue { json, .. }
+            | Self::BackupCatalogue { json, .. }
+            | Self::RestoreCatalogue { json, .. } => *json,
             Self::Run { .. } => false,
         }
     }

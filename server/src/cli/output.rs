@@ -8,6 +8,7 @@ use std::{
 };
 
 use comfy_table::{CellAlignment, Table, presets};
+use jiff::{Timestamp, tz::TimeZone};
 use serde_json::{Value, json};
 use thinbak_proto::{Failed, v1};
 
@@ -17,12 +18,12 @@ pub(super) struct Output {
 
 impl Output {
     /// A line on stdout. That nobody reads it is the reader's choice.
-    fn data(&self, line: impl Display) {
+    pub(super) fn data(&self, line: impl Display) {
         let _ = writeln!(anstream::stdout().lock(), "{line}");
     }
 
     /// A line on stderr.
-    fn say(&self, line: impl Display) {
+    pub(super) fn say(&self, line: impl Display) {
         let _ = writeln!(anstream::stderr().lock(), "{line}");
     }
 
@@ -49,6 +50,10 @@ impl Output {
         self.say(format_args!("listening on {address}"));
     }
 
+    pub(super) fn serving_metrics(&self, address: SocketAddr) {
+        self.say(format_args!("metrics on http://{address}/metrics"));
+    }
+
     pub(super) fn stats(&self, stats: &v1::StatsResponse) {
         let rows = [
             ("volumes", stats.volumes, false),
@@ -65,8 +70,11 @@ impl Output {
             ("catalogue_bytes", stats.catalogue_bytes, true),
         ];
         if self.json {
-            let members = rows.into_iter().map(|(name, value, _)| (name.to_owned(), Value::from(value)));
-            return self.data(Value::Object(members.collect()));
+            let numbers = rows.into_iter().map(|(name, value, _)| (name.to_owned(), Value::from(value)));
+            let mut members: serde_json::Map<String, Value> = numbers.collect();
+            members.insert("health".to_owned(), stats.health.clone().into());
+            members.insert("problems".to_owned(), stats.problems.clone().into());
+            return self.data(Value::Object(members));
         }
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
@@ -74,10 +82,65 @@ impl Output {
             let name = name.replace('_', " ");
             table.add_row([name, if bytes { size(value) } else { value.to_string() }]);
         }
+        table.add_row(["health", &stats.health]);
         if let Some(column) = table.column_mut(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }
         self.data(table.trim_fmt());
+        for problem in &stats.problems {
+            self.data(problem);
+        }
+    }
+
+    /// What becomes of a generation, as a line of JSON.
+    pub(super) fn decision(&self, decision: &v1::PruneDecision) {
+        self.data(json!({
+            "message_type": "status",
+            "job": "prune",
+            "volume": decision.volume_name,
+            "generation": decision.number,
+            "created_at": utc(decision.created_at_ms),
+            "action": if decision.remove { "remove" } else { "keep" },
+            "reasons": decision.reasons,
+        }));
+    }
+
+    /// What became of generations, as a table.
+    pub(super) fn decisions(&self, decisions: &[v1::PruneDecision]) {
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING);
+        table.set_header(["VOLUME", "GENERATION", "CREATED", "ACTION", "REASON"]);
+        for decision in decisions {
+            table.add_row([
+                decision.volume_name.clone(),
+                decision.number.to_string(),
+                local(decision.created_at_ms),
+                if decision.remove { "remove" } else { "keep" }.to_owned(),
+                decision.reasons.join(", "),
+            ]);
+        }
+        if let Some(column) = table.column_mut(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        self.data(table.trim_fmt());
+    }
+
+    pub(super) fn pruned(&self, summary: &v1::PruneSummary, dry_run: bool) {
+        let v1::PruneSummary { volumes, kept, removed, grace_seconds, seconds } = *summary;
+        if self.json {
+            return self.data(json!({
+                "message_type": "summary",
+                "job": "prune",
+                "dry_run": dry_run,
+                "volumes": volumes,
+                "kept": kept,
+                "removed": removed,
+                "grace_seconds": grace_seconds,
+                "seconds": seconds,
+            }));
+        }
+        let verb = if dry_run { "would be deleted" } else { "are deleted" };
+        self.say(format_args!("{removed} generations of {volumes} volumes {verb}, {kept} kept"));
     }
 
     pub(super) fn progress(&self, progress: v1::VerifyProgress) {
@@ -134,8 +197,23 @@ impl Output {
     }
 }
 
+/// RFC 3339 in UTC, to the millisecond.
+fn utc(ms: u64) -> String {
+    at(ms, TimeZone::UTC, "%Y-%m-%dT%H:%M:%S%.3fZ")
+}
+
+/// RFC 3339 in local time, to the second: the calendar of the policies.
+fn local(ms: u64) -> String {
+    at(ms, TimeZone::system(), "%Y-%m-%dT%H:%M:%S%:z")
+}
+
+fn at(ms: u64, zone: TimeZone, format: &str) -> String {
+    let moment = i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    moment.map(|moment| moment.to_zoned_datetime(zone).strftime(format).to_string()).unwrap_or_default()
+}
+
 /// A size for people, in powers of 1024.
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     if bytes < 1024 {
         return format!("{bytes}B");
     }

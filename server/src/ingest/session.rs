@@ -7,7 +7,7 @@ use thinbak_proto::{Failed, FailureKind, NodeId, v1};
 use tokio::sync::watch;
 use tonic::{Status, Streaming};
 use uuid::Uuid;
-use v1::{backup_request::Message as Asked, backup_response::Message as Answer};
+use v1::{backup_request::Message as Asked, backup_response::Message as Answer, map_item::Entry};
 
 use super::{
     batch::{Checked, Geometry, check_content, check_order},
@@ -17,14 +17,18 @@ use crate::{
     catalogue::Selector,
     content::parse_id,
     map_tree::{EditError, Editor, FreshNode, NodeError, Tree},
+    metrics::Job,
     repository::{Pin, Repository, SessionGuard, check_volume_name},
-    store::{Kind, NewRecord, PutOutcome, Store},
+    store::{Claim, Kind, NewRecord, PutOutcome, Store},
 };
 
 /// Stored bytes that a client may send ahead of the acknowledgements.
 const WINDOW_BYTES: u64 = 32 << 20;
-/// Batches of one session that are checked and stored at one time.
-const BATCHES_IN_FLIGHT: usize = 3;
+/// Batches of one session are checked and stored at one time until they weigh so much: enough for the processors to have
+/// work while the disk syncs what went before. One more, of 3 MiB at most, may come on top.
+const IN_FLIGHT_BYTES: u64 = 16 << 20;
+/// What an entry of a batch weighs beside its stored bytes: about its size in memory.
+const ITEM_BYTES: u64 = 128;
 /// Ids in one query.
 const MAX_QUERY_IDS: usize = 4096;
 /// New map nodes are stored when this many wait.
@@ -35,7 +39,15 @@ const SECTOR_BYTES: u64 = 512;
 /// Of a point's texts, which are uuids.
 const MAX_IDENTITY_LEN: usize = 128;
 
-type Stored = Result<(Checked, PutOutcome), Failed>;
+type Stored = Result<StoredBatch, Failed>;
+
+/// A batch whose records are on stable storage.
+struct StoredBatch {
+    checked: Checked,
+    put: PutOutcome,
+    /// What it was counted as while it was in flight.
+    weight: u64,
+}
 
 /// The stream as a state: what was asked so far, and what is under way.
 pub(super) struct Session {
@@ -44,6 +56,7 @@ pub(super) struct Session {
     stopping: watch::Receiver<bool>,
     backup: Option<Box<Backup>>,
     in_flight: FuturesOrdered<BoxFuture<'static, Stored>>,
+    in_flight_bytes: u64,
     /// Commit was asked for.
     closing: bool,
     done: bool,
@@ -67,6 +80,8 @@ pub(super) struct Backup {
     pub(super) parent_tree: Option<Tree>,
     /// Of the parent's tree: what this generation shares with it stays, though the parent be deleted.
     pub(super) pin: Option<Pin>,
+    /// Of all that the session stores, or is told to be present.
+    pub(super) claim: Claim,
     pub(super) editor: Editor<Store>,
     next_chunk: u64,
     batches: u64,
@@ -95,7 +110,16 @@ impl Session {
     pub(super) fn new(repository: Arc<Repository>, requests: Streaming<v1::BackupRequest>) -> Self {
         let stopping = repository.stopping();
         let in_flight = FuturesOrdered::new();
-        Self { repository, requests, stopping, backup: None, in_flight, closing: false, done: false }
+        Self {
+            repository,
+            requests,
+            stopping,
+            backup: None,
+            in_flight,
+            in_flight_bytes: 0,
+            closing: false,
+            done: false,
+        }
     }
 
     /// The next response; `None` when the stream has ended.
@@ -125,11 +149,16 @@ impl Session {
         Ok(None)
     }
 
+    /// Counts a backup that ended with an error.
+    pub(super) fn failed(&self) {
+        self.repository.metrics.ended(Job::Backup, false);
+    }
+
     async fn event(&mut self) -> Event {
         if self.closing && self.in_flight.is_empty() {
             return Event::Drained;
         }
-        let listening = !self.closing && self.in_flight.len() < BATCHES_IN_FLIGHT;
+        let listening = !self.closing && self.in_flight_bytes < IN_FLIGHT_BYTES;
         tokio::select! {
             biased;
             _ = self.stopping.wait_for(|stopping| *stopping) => Event::Stopping,
@@ -158,7 +187,9 @@ impl Session {
             (Some(Asked::Batch(batch)), Some(backup)) => {
                 backup.next_chunk = check_order(&batch, backup.geometry, backup.next_chunk)?;
                 let (repository, geometry) = (Arc::clone(&self.repository), backup.geometry);
-                self.in_flight.push_back(Box::pin(check_and_store(repository, batch, geometry)));
+                let weight = weight_of(&batch);
+                self.in_flight_bytes += weight;
+                self.in_flight.push_back(Box::pin(check_and_store(repository, batch, geometry, weight)));
                 Ok(None)
             }
             (Some(Asked::Commit(_)), Some(_)) => {
@@ -170,7 +201,9 @@ impl Session {
     }
 
     /// The oldest batch in flight is on stable storage: its entries go into the tree, and it is acknowledged.
-    async fn stored(&mut self, (checked, put): (Checked, PutOutcome)) -> Result<Answer, Failed> {
+    async fn stored(&mut self, batch: StoredBatch) -> Result<Answer, Failed> {
+        let StoredBatch { checked, put, weight } = batch;
+        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(weight);
         let store = self.repository.store.clone();
         let Some(backup) = self.backup.as_mut() else { return Err(usage("a batch without a backup")) };
         // Asked only now, because the chunk may have come with an earlier batch.
@@ -202,9 +235,15 @@ impl Session {
     async fn commit(&mut self) -> Result<Answer, Failed> {
         self.done = true;
         let Some(backup) = self.backup.take() else { return Err(usage("a commit without a backup")) };
+        let metrics = &self.repository.metrics;
         Ok(match commit::commit(&self.repository, *backup).await? {
-            Outcome::Committed(generation) => Answer::Committed(*generation),
+            Outcome::Committed(generation) => {
+                metrics.ended(Job::Backup, true);
+                metrics.backed_up(generation.changed_bytes, generation.stored_bytes);
+                Answer::Committed(*generation)
+            }
             Outcome::Incomplete(missing) => {
+                metrics.ended(Job::Backup, false);
                 let missing = missing.iter().map(thinbak_proto::ChunkId::to_bytes).collect();
                 Answer::Incomplete(v1::BackupIncomplete { missing })
             }
@@ -219,6 +258,7 @@ impl Backup {
         let guard = repository.sessions.enter(volume, name)?;
         repository.catalogue.check_name(volume, name, begin.adopt).await?;
         let geometry = Geometry { chunk_bytes: repository.chunk_bytes(), size_bytes: begin.size_bytes };
+        let claim = repository.store.claim();
         let entrance = repository.pins.enter().await;
         let parent = parent_of(repository, volume, &begin).await?;
         let parent_tree = parent.as_ref().map(tree_of).transpose()?;
@@ -235,6 +275,7 @@ impl Backup {
             parent,
             parent_tree,
             pin,
+            claim,
             editor,
             next_chunk,
             batches,
@@ -311,7 +352,20 @@ async fn missing(store: &Store, query: v1::BackupQuery) -> Result<v1::BackupMiss
     Ok(v1::BackupMissing { missing: found.into_iter().map(|found| !found).collect() })
 }
 
-async fn check_and_store(repository: Arc<Repository>, batch: v1::BackupBatch, geometry: Geometry) -> Stored {
+fn weight_of(batch: &v1::BackupBatch) -> u64 {
+    let stored = |item: &v1::MapItem| match &item.entry {
+        Some(Entry::New(new)) => new.stored.len() as u64,
+        _ => 0,
+    };
+    batch.items.iter().map(|item| ITEM_BYTES + stored(item)).sum()
+}
+
+async fn check_and_store(
+    repository: Arc<Repository>,
+    batch: v1::BackupBatch,
+    geometry: Geometry,
+    weight: u64,
+) -> Stored {
     let processor = Arc::clone(&repository.processors).acquire_owned().await;
     let checked = tokio::task::spawn_blocking(move || {
         let _processor = processor;
@@ -321,7 +375,7 @@ async fn check_and_store(repository: Arc<Repository>, batch: v1::BackupBatch, ge
         .await
         .map_err(|error| Failed::new(FailureKind::Failed, format!("checking a batch: {error}")))??;
     let put = repository.store.put(std::mem::take(&mut checked.records)).await?;
-    Ok((checked, put))
+    Ok(StoredBatch { checked, put, weight })
 }
 
 /// Stores map nodes; returns the bytes that they added.

@@ -210,7 +210,8 @@ pub(crate) fn recover_packs(dir: &Path, input: &mut Input<'_>) {
         if forget && index.exists() {
             std::fs::remove_dir_all(index).expect("removing the index");
         }
-        Store::open_in(dir, REPOSITORY, &environment).expect("damaged packs do not keep a store from opening")
+        Store::open_in(dir, REPOSITORY, &environment, &[])
+            .expect("damaged packs do not keep a store from opening")
     };
     let store = open(true);
     let before = all_records(&store);

@@ -7,13 +7,14 @@
 //! at the next open.
 
 use std::{
+    collections::HashSet,
     fs,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::Arc,
 };
 
-use fjall::{Database, Keyspace, KeyspaceCreateOptions};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use parking_lot::RwLock;
 use uuid::Uuid;
 
@@ -24,6 +25,7 @@ use super::{
         INDEX_VERSION, Put, Take, record_len,
     },
     layout::PackEntry,
+    quarantine::RecordPlace,
     record::{Kind, lengths_allowed},
 };
 
@@ -66,6 +68,11 @@ impl Location {
         }
     }
 
+    /// Where the record lies, without what it is.
+    pub(crate) fn place(&self) -> RecordPlace {
+        RecordPlace { pack: self.pack, offset: self.offset }
+    }
+
     /// First byte after the record.
     pub(crate) fn end(&self) -> u64 {
         u64::from(self.offset) + record_len(self.stored_len)
@@ -106,19 +113,37 @@ pub(super) struct Count {
     pub(super) stored_bytes: u64,
 }
 
+/// How a pack stands with the index.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum PackState {
+    /// Covered up to the mark's length, and read again at the next open.
+    #[default]
+    Unfinished = 0,
+    /// Covered whole, and never changed again.
+    Sealed = 1,
+    /// No entry points into it any more: the file goes, if it is still there.
+    Retired = 2,
+}
+
+impl PackState {
+    fn from_code(code: u8) -> Option<Self> {
+        [Self::Unfinished, Self::Sealed, Self::Retired].into_iter().find(|state| *state as u8 == code)
+    }
+}
+
 /// What the index knows of a pack: up to where it is covered, and sums for the statistics.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Mark {
-    pub(super) sealed: bool,
-    /// Sealed: length of the file. Else: end of the last record in the index.
+    pub(super) state: PackState,
+    /// Unfinished: end of the last record in the index. Else: length of the file.
     pub(super) len: u64,
     /// By kind, in the order of [`Kind::ALL`].
     pub(super) counts: [Count; 4],
 }
 
 impl Mark {
-    pub(super) fn new(sealed: bool, len: u64, entries: &[PackEntry]) -> Self {
-        let mut mark = Self { sealed, len, ..Self::default() };
+    pub(super) fn new(state: PackState, len: u64, entries: &[PackEntry]) -> Self {
+        let mut mark = Self { state, len, ..Self::default() };
         entries.iter().for_each(|entry| mark.add(entry));
         mark
     }
@@ -139,10 +164,15 @@ impl Mark {
         found.map(|(_, count)| count).unwrap_or_default()
     }
 
+    /// Records of all kinds.
+    pub(super) fn records(&self) -> u64 {
+        self.counts.iter().map(|count| u64::from(count.records)).sum()
+    }
+
     pub(super) fn encode(&self) -> [u8; INDEX_MARK_LEN] {
         let mut out = [0; INDEX_MARK_LEN];
         let mut put = Put(&mut out);
-        put.bytes(&[u8::from(self.sealed)]).bytes(&self.len.to_le_bytes());
+        put.bytes(&[self.state as u8]).bytes(&self.len.to_le_bytes());
         for count in &self.counts {
             put.bytes(&count.records.to_le_bytes())
                 .bytes(&count.plain_bytes.to_le_bytes())
@@ -153,17 +183,13 @@ impl Mark {
 
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let mut take = Take(<&[u8; INDEX_MARK_LEN]>::try_from(bytes).ok()?);
-        let sealed = match take.u8() {
-            0 => false,
-            1 => true,
-            _ => return None,
-        };
+        let state = PackState::from_code(take.u8())?;
         let len = take.u64();
         let mut counts = [Count::default(); 4];
         for count in &mut counts {
             *count = Count { records: take.u32(), plain_bytes: take.u64(), stored_bytes: take.u64() };
         }
-        Some(Self { sealed, len, counts })
+        Some(Self { state, len, counts })
     }
 }
 
@@ -298,7 +324,7 @@ impl Index {
     }
 
     /// Makes the next open build the index anew.
-    fn condemn(&self) {
+    pub(super) fn condemn(&self) {
         tracing::error!(path = %self.path.display(), "the chunk index is damaged; it is rebuilt at the next start");
         if let Err(error) = fs::write(&self.rebuild_mark, b"") {
             tracing::error!(%error, path = %self.rebuild_mark.display(), "the rebuild mark could not be written");
@@ -338,18 +364,57 @@ impl Index {
         entries: &[PackEntry],
         mark: &Mark,
     ) -> Result<(), StoreError> {
-        let handle = self.handle()?;
-        let write = || {
+        self.cover_all_but(pack, first, entries, mark, &HashSet::new())
+    }
+
+    /// The same without the records at some offsets.
+    pub(super) fn cover_all_but(
+        &self,
+        pack: u32,
+        first: usize,
+        entries: &[PackEntry],
+        mark: &Mark,
+        left_out: &HashSet<u32>,
+    ) -> Result<(), StoreError> {
+        self.write(|handle| {
             let mut batch = handle.database.batch();
-            for (ordinal, entry) in (u32::try_from(first).unwrap_or(u32::MAX)..).zip(entries) {
+            let entries = (u32::try_from(first).unwrap_or(u32::MAX)..).zip(entries);
+            for (ordinal, entry) in entries.filter(|(_, entry)| !left_out.contains(&entry.offset)) {
                 batch.insert(&handle.entries, entry.id, Location::of(pack, ordinal, entry).encode());
             }
             batch.insert(&handle.entries, mark_key(pack), mark.encode());
             batch.commit()
-        };
-        catch_unwind(AssertUnwindSafe(write))
+        })
+    }
+
+    fn write(&self, run: impl FnOnce(&Handle) -> fjall::Result<()>) -> Result<(), StoreError> {
+        let handle = self.handle()?;
+        catch_unwind(AssertUnwindSafe(|| run(&handle)))
             .unwrap_or(Err(fjall::Error::Poisoned))
             .map_err(|source| self.failed("writing the chunk index", source))
+    }
+
+    /// Takes out the entries of `ids`, all of which point into `pack`, and marks the pack as retired, in one
+    /// step. It is durable only after [`persist`](Self::persist).
+    pub(super) fn retire(&self, pack: u32, ids: &[[u8; 32]]) -> Result<(), StoreError> {
+        self.write(|handle| {
+            let mut batch = handle.database.batch();
+            for id in ids {
+                batch.remove(&handle.entries, *id);
+            }
+            batch.insert(&handle.entries, mark_key(pack), Mark::new(PackState::Retired, 0, &[]).encode());
+            batch.commit()
+        })
+    }
+
+    /// Forgets a pack that is gone.
+    pub(super) fn remove_mark(&self, pack: u32) -> Result<(), StoreError> {
+        self.write(|handle| handle.entries.remove(mark_key(pack)))
+    }
+
+    /// Makes everything that was written durable.
+    pub(super) fn persist(&self) -> Result<(), StoreError> {
+        self.write(|handle| handle.database.persist(PersistMode::SyncAll))
     }
 
     /// Shows the marks of all packs to `visit`, in ascending order of their numbers.

@@ -19,9 +19,13 @@ struct MemoryFile {
     synced: Vec<u8>,
 }
 
+type File = Arc<Mutex<MemoryFile>>;
+
 #[derive(Default)]
 struct State {
-    files: BTreeMap<u32, MemoryFile>,
+    files: BTreeMap<u32, File>,
+    /// Removed, but a power failure may bring them back.
+    limbo: BTreeMap<u32, File>,
     operations: u64,
     /// The operations with these numbers fail.
     failing: std::ops::Range<u64>,
@@ -78,7 +82,11 @@ impl MemoryMedium {
     }
 
     pub(crate) fn contents(&self, number: u32) -> Vec<u8> {
-        self.state.lock().files.get(&number).unwrap().data.clone()
+        self.state.lock().files.get(&number).unwrap().lock().data.clone()
+    }
+
+    pub(crate) fn numbers(&self) -> Vec<u32> {
+        self.state.lock().files.keys().copied().collect()
     }
 
     pub(crate) fn with_pack(number: u32, data: Vec<u8>) -> Arc<Self> {
@@ -89,20 +97,28 @@ impl MemoryMedium {
 
     /// Puts a pack there, whole and synced.
     pub(crate) fn add_pack(&self, number: u32, data: Vec<u8>) {
-        self.state.lock().files.insert(number, MemoryFile { synced: data.clone(), data });
+        self.state.lock().files.insert(number, file(data));
     }
 
     /// All packs, in ascending order of their numbers.
     pub(crate) fn files(&self) -> Vec<PackFile> {
         let state = self.state.lock();
-        let len = |file: &MemoryFile| file.data.len() as u64;
-        state.files.iter().map(|(number, file)| PackFile { number: *number, len: len(file) }).collect()
+        let files = state.files.iter();
+        files.map(|(number, file)| PackFile { number: *number, len: file.lock().data.len() as u64 }).collect()
+    }
+
+    fn handle(&self, number: u32) -> io::Result<Handle> {
+        let file = self.state.lock().files.get(&number).cloned().ok_or(io::ErrorKind::NotFound)?;
+        Ok(Handle { state: self.state.clone(), file })
     }
 
     /// What a power failure leaves: everything synced, and of the rest any part, with holes.
     pub fn crash(&self, random: &mut impl Rng) -> Arc<Self> {
         let crashed = Self::default();
-        for (number, file) in &self.state.lock().files {
+        let state = self.state.lock();
+        let back: Vec<_> = state.limbo.iter().filter(|_| random.random_bool(0.5)).collect();
+        for (number, memory) in state.files.iter().chain(back) {
+            let file = memory.lock();
             let mut data = file.synced.clone();
             if file.data.starts_with(&file.synced) {
                 let rest = &file.data[file.synced.len()..];
@@ -118,15 +134,19 @@ impl MemoryMedium {
                 let same = file.data.iter().zip(&file.synced).take_while(|(new, old)| new == old).count();
                 data = file.data[..random.random_range(same..=file.data.len())].to_vec();
             }
-            crashed.state.lock().files.insert(*number, MemoryFile { synced: data.clone(), data });
+            crashed.state.lock().files.insert(*number, self::file(data));
         }
         Arc::new(crashed)
     }
 }
 
+fn file(data: Vec<u8>) -> File {
+    Arc::new(Mutex::new(MemoryFile { synced: data.clone(), data }))
+}
+
 struct Handle {
     state: Arc<Mutex<State>>,
-    number: u32,
+    file: File,
 }
 
 impl Medium for MemoryMedium {
@@ -141,26 +161,28 @@ impl Medium for MemoryMedium {
     fn create(&self, number: u32) -> io::Result<Box<dyn PackWrite>> {
         let mut state = self.state.lock();
         state.step()?;
-        assert!(state.files.insert(number, MemoryFile::default()).is_none(), "pack {number} is made twice");
-        Ok(Box::new(Handle { state: self.state.clone(), number }))
+        let file = File::default();
+        assert!(state.files.insert(number, file.clone()).is_none(), "pack {number} is made twice");
+        Ok(Box::new(Handle { state: self.state.clone(), file }))
     }
 
     fn open_write(&self, number: u32) -> io::Result<Box<dyn PackWrite>> {
         self.state.lock().step()?;
-        Ok(Box::new(Handle { state: self.state.clone(), number }))
+        Ok(Box::new(self.handle(number)?))
     }
 
     fn open_read(&self, number: u32) -> io::Result<Box<dyn PackRead>> {
-        if !self.state.lock().files.contains_key(&number) {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        Ok(Box::new(Handle { state: self.state.clone(), number }))
+        Ok(Box::new(self.handle(number)?))
     }
 
-    fn remove_empty(&self, number: u32) -> io::Result<()> {
+    fn remove(&self, number: u32) -> io::Result<()> {
         let mut state = self.state.lock();
         state.step()?;
-        state.files.remove(&number);
+        if let Some(file) = state.files.remove(&number) {
+            state.limbo.insert(number, file);
+        }
+        state.step()?;
+        state.limbo.remove(&number);
         Ok(())
     }
 
@@ -178,14 +200,14 @@ impl PackWrite for Handle {
             // A disk that fills up takes a part.
             bytes.truncate(bytes.len() * 2 / 3);
         }
-        state.files.get_mut(&self.number).unwrap().data.extend_from_slice(&bytes);
+        self.file.lock().data.extend_from_slice(&bytes);
         result
     }
 
     fn sync(&mut self) -> io::Result<()> {
         let mut state = self.state.lock();
         state.step()?;
-        let file = state.files.get_mut(&self.number).unwrap();
+        let mut file = self.file.lock();
         file.synced = file.data.clone();
         Ok(())
     }
@@ -193,22 +215,21 @@ impl PackWrite for Handle {
     fn truncate(&mut self, len: u64) -> io::Result<()> {
         let mut state = self.state.lock();
         state.step()?;
-        state.files.get_mut(&self.number).unwrap().data.truncate(usize::try_from(len).unwrap());
+        self.file.lock().data.truncate(usize::try_from(len).unwrap());
         Ok(())
     }
 }
 
 impl PackRead for Handle {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        let state = self.state.lock();
-        let data = &state.files.get(&self.number).ok_or(io::ErrorKind::NotFound)?.data;
         let from = usize::try_from(offset).unwrap();
-        let bytes = data.get(from..from + buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let file = self.file.lock();
+        let bytes = file.data.get(from..from + buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
         buf.copy_from_slice(bytes);
         Ok(())
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.state.lock().files.get(&self.number).map_or(0, |file| file.data.len() as u64))
+        Ok(self.file.lock().data.len() as u64)
     }
 }

@@ -9,7 +9,7 @@ use crate::agent::{Agent, Clients, Heard};
 /// heard of is listed unless its deletion was asked for; none is listed whose deletion was confirmed. Returns how
 /// many generations there are, and how many of them no agent was told of.
 pub(crate) async fn check(clients: &Clients, agents: &[Agent]) -> Result<(u64, u64)> {
-    let request = ListGenerationsRequest { volume: None };
+    let request = ListGenerationsRequest::default();
     let listed = clients.repository().list_generations(request).await?.into_inner().generations;
     let mut unheard = 0;
     for volume in agents.iter().flat_map(|agent| &agent.volumes) {
@@ -18,7 +18,7 @@ pub(crate) async fn check(clients: &Clients, agents: &[Agent]) -> Result<(u64, u
         for generation in mine() {
             let shown = format!("{}:{}", volume.name, generation.number);
             let now = (generation.number, generation.created_at_ms);
-            ensure!(now.0 > last.0 && now.1 > last.1, "{shown} is not later than the one before it");
+            ensure!(now.0 > last.0 && now.1 > last.1, "{shown} at {now:?} is not later than {last:?}");
             last = now;
             let image = volume.image_of(generation).map_err(|why| anyhow::anyhow!("{shown}: {why}"))?;
             match clients.compare(generation, &image).await {

@@ -141,7 +141,8 @@ async fn senseless_questions_are_refused() {
     let mut client = place.generations();
     let get = v1::GetGenerationRequest { volume: named("p/v"), selector: None };
     assert_eq!(Failed::from(client.get_generation(get).await.unwrap_err()).exit_code(), 2);
-    let nameless = v1::ListGenerationsRequest { volume: Some(v1::VolumeName::default()) };
+    let nameless =
+        v1::ListGenerationsRequest { volume: Some(v1::VolumeName::default()), ..Default::default() };
     assert_eq!(Failed::from(client.list_generations(nameless).await.unwrap_err()).exit_code(), 2);
     for sample in [-0.1, 1.1, f64::NAN, f64::INFINITY] {
         let verify = v1::VerifyRequest { volume: None, selector: None, sample };
