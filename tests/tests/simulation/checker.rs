@@ -1,7 +1,13 @@
 //! What must be true of the server whatever happened before.
 
 use anyhow::{Result, bail, ensure};
-use thinbak_proto::v1::{ListGenerationsRequest, VerifyRequest, verify_event::Event};
+use thinbak_proto::{
+    Failed,
+    v1::{
+        CollectPlan, CollectRequest, ListGenerationsRequest, VerifyRequest, collect_event,
+        verify_event::Event,
+    },
+};
 
 use crate::agent::{Agent, Clients, Heard};
 
@@ -51,4 +57,26 @@ pub(crate) async fn check(clients: &Clients, agents: &[Agent]) -> Result<(u64, u
         }
     }
     Ok((listed.len() as u64, unheard))
+}
+
+/// Frees what nothing needs, without grace; returns what was planned.
+pub(crate) async fn collect(clients: &Clients, dry_run: bool) -> Result<CollectPlan, Failed> {
+    let request =
+        CollectRequest { dry_run, threshold: Some(1.0), grace_ms: Some(0), ..CollectRequest::default() };
+    let mut events = clients.repository().collect(request).await?.into_inner();
+    let mut planned = CollectPlan::default();
+    while let Some(event) = events.message().await? {
+        if let Some(collect_event::Event::Plan(plan)) = event.event {
+            planned = plan;
+        }
+    }
+    Ok(planned)
+}
+
+/// Nothing that no generation needs stays when nobody does anything any more.
+pub(crate) async fn check_nothing_leaks(clients: &Clients) -> Result<()> {
+    let plan = collect(clients, true).await?;
+    let left = [plan.dead_packs, plan.repack_packs, plan.kept_dead_bytes, plan.lost_chunks];
+    ensure!(left == [0; 4], "left after a collection: {plan:?}");
+    Ok(())
 }
