@@ -2,6 +2,7 @@
 
 mod arguments;
 mod catalogue;
+mod collect;
 mod output;
 mod place;
 mod prune;
@@ -13,6 +14,7 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
+    time::Duration,
 };
 
 use clap::Parser as _;
@@ -96,13 +98,24 @@ async fn run(command: Command, config: Config, output: &Output) -> Result<u8, Fa
             output.stats(&with_repository(&place(repo, &config)?, stats).await?);
             Ok(0)
         }
-        Command::Verify { repo, volume, sample, json: _ } => {
-            let request = verify_request(volume.as_deref(), sample)?;
+        Command::Verify { repo, volume, sample, older_than, rate, json: _ } => {
+            let request = v1::VerifyRequest {
+                older_than_ms: older_than.map_or(0, milliseconds),
+                bytes_per_second: rate.unwrap_or_default(),
+                ..verify_request(volume.as_deref(), sample)?
+            };
             with_repository(&place(repo, &config)?, |client| verify(client, request, output)).await
         }
-        Command::RebuildCatalogue { repo, json: _ } => catalogue::rebuild(&repo, output).await,
-        Command::BackupCatalogue { place, keep, json: _ } => catalogue::back_up(&place, keep, output).await,
-        Command::RestoreCatalogue { repo, copy, json: _ } => catalogue::restore(&repo, &copy, output).await,
+        Command::RebuildCatalogue { repo, json: _ } => {
+            catalogue::rebuild(&place(repo, &config)?, output).await
+        }
+        Command::BackupCatalogue { at, keep, json: _ } => {
+            catalogue::back_up(&at.address(&config).await?, keep, output).await
+        }
+        Command::RestoreCatalogue { repo, copy, json: _ } => {
+            catalogue::restore(&place(repo, &config)?, &copy, output).await
+        }
+        Command::Collect(command) => collect::run(&command, config, output).await,
     }
 }
 
@@ -202,10 +215,15 @@ fn local_address(listener: &TcpListener) -> Result<SocketAddr, Failed> {
     })
 }
 
+/// Rounded up to a millisecond: 0 would mean that nothing was asked.
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
 /// VOLUME or VOLUME:GEN, where GEN is a number or `latest`.
 fn verify_request(volume: Option<&str>, sample: f64) -> Result<v1::VerifyRequest, Failed> {
     use v1::generation_selector::Which;
-    let Some(text) = volume else { return Ok(v1::VerifyRequest { volume: None, selector: None, sample }) };
+    let Some(text) = volume else { return Ok(v1::VerifyRequest { sample, ..v1::VerifyRequest::default() }) };
     let last_part = text.rfind('/').map_or(0, |slash| slash + 1);
     let colon = text.get(last_part..).and_then(|part| part.find(':')).map(|colon| last_part + colon);
     let (name, generation) = match colon.and_then(|colon| Some((text.get(..colon)?, text.get(colon + 1..)?)))
@@ -225,7 +243,7 @@ fn verify_request(volume: Option<&str>, sample: f64) -> Result<v1::VerifyRequest
     };
     let selector = which.map(|which| v1::GenerationSelector { which: Some(which) });
     let volume = v1::VolumeName { name: name.into(), host: String::new() };
-    Ok(v1::VerifyRequest { volume: Some(volume), selector, sample })
+    Ok(v1::VerifyRequest { volume: Some(volume), selector, sample, ..v1::VerifyRequest::default() })
 }
 
 async fn verify(
@@ -238,6 +256,8 @@ async fn verify(
     while let Some(event) = events.message().await? {
         match event.event {
             Some(Event::Progress(progress)) => output.progress(progress),
+            Some(Event::Record(record)) => output.damaged_record(&record),
+            Some(Event::Pack(pack)) => output.damaged_pack(&pack),
             Some(Event::Damage(damage)) => output.damage(&damage),
             Some(Event::Summary(summary)) => {
                 damaged = summary.damaged;

@@ -30,7 +30,7 @@ use tokio::sync::mpsc;
 use tonic::Status;
 use v1::collect_event::Event;
 
-use crate::{repository::Repository, retention, store::StoreError};
+use crate::{metrics::Job, repository::Repository, retention, store::StoreError};
 use plan::Plan;
 use roots::Roots;
 use sweep::Sweep;
@@ -124,12 +124,14 @@ pub(crate) fn start(
             let event = v1::CollectEvent { event: Some(event) };
             async move { events.send(Ok(event)).await.map_err(|_| End::Gone) }.boxed()
         };
+        let metrics = &repository.metrics;
         let outcome = tokio::select! {
             outcome = run(&repository, options, &mut report) => outcome.map(drop),
             () = stopped(&repository) => {
                 Err(End::Failed(Failed::new(FailureKind::Busy, "collection was ended: the server is stopping")))
             }
         };
+        metrics.ended(Job::Collect, outcome.is_ok());
         if let Err(End::Failed(failed)) = outcome {
             tracing::warn!(error = failed.message, "collection failed");
             // A client that has gone needs no reason.
@@ -186,6 +188,7 @@ pub(crate) async fn run(
     summary.freed_bytes = signed(summary.removed_bytes).saturating_sub(signed(summary.moved_bytes));
     summary.seconds = started.elapsed().as_secs_f64();
     if !options.dry_run {
+        repository.metrics.freed(u64::try_from(summary.freed_bytes).unwrap_or_default());
         let v1::CollectSummary { removed_packs, freed_bytes, moved_bytes, .. } = summary;
         tracing::info!(removed_packs, freed_bytes, moved_bytes, "collected");
     }

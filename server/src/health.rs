@@ -107,9 +107,10 @@ impl Repository {
         }
         match self.store.write_failure() {
             Some(error @ StoreError::NoSpace { .. }) => {
-                if self.store.available_bytes().await.is_none_or(|bytes| bytes < ROOM_BYTES) {
-                    causes.push((Cause::NoSpace, error.to_string()));
-                }
+                let room = self.store.available_bytes().await;
+                causes.extend(
+                    room.is_none_or(|bytes| bytes < ROOM_BYTES).then(|| (Cause::NoSpace, error.to_string())),
+                );
             }
             Some(error) => causes.push((Cause::Writing, error.to_string())),
             None => {}

@@ -70,6 +70,9 @@ impl Manifest {
     }
 }
 
+/// In the place of the time of a deletion: the generation was given up for good, and cannot be undeleted.
+pub(crate) const GIVEN_UP: u64 = 0;
+
 /// That a generation was deleted, as it rests in a pack.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Tombstone {

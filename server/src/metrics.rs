@@ -157,12 +157,7 @@ async fn sizes(repository: &Repository, registry: &mut Registry) {
     registry.register_with_unit("repository", "What the repository holds and takes", Unit::Bytes, sizes);
     gauge(registry, "packs", "Packs", store.packs);
     gauge(registry, "chunks", "Distinct chunks", store.chunks);
-    gauge(
-        registry,
-        "damaged_records",
-        "Damaged records that nothing has replaced yet",
-        repository.store.unhealed() as u64,
-    );
+    verification(repository, registry).await;
     gauge(registry, "sessions", "Backups under way", repository.sessions.count());
     if let Some(bytes) = repository.store.available_bytes().await {
         let room = ConstGauge::new(bytes);
@@ -181,6 +176,27 @@ async fn sizes(repository: &Repository, registry: &mut Registry) {
         let ratio = totals.mapped_bytes as f64 / store.chunk_stored_bytes.max(1) as f64;
         let help = "Mapped bytes of all generations for each byte of stored chunks";
         registry.register("dedup_ratio", help, ConstGauge::new(ratio));
+    }
+}
+
+async fn verification(repository: &Repository, registry: &mut Registry) {
+    if let Ok(unhealed) = repository.catalogue.unhealed().await {
+        let help = "Damaged records that nothing has replaced yet";
+        gauge(registry, "damaged_records", help, unhealed.records);
+        if let Some(oldest) = unhealed.oldest_found_at_ms {
+            let (help, oldest) = ("Unix time when the oldest of them was found", oldest as f64 / 1000.0);
+            registry.register("oldest_damage_timestamp_seconds", help, ConstGauge::new(oldest));
+        }
+    }
+    let store = repository.store.clone();
+    let packs = tokio::task::spawn_blocking(move || store.pack_numbers()).await;
+    let (Ok(Ok(packs)), Ok(verified)) = (packs, repository.catalogue.verifications().await) else { return };
+    let never = packs.iter().filter(|pack| !verified.contains_key(pack)).count() as u64;
+    gauge(registry, "packs_never_verified", "Packs that no verification has read whole", never);
+    if let Some(oldest) = packs.iter().filter_map(|pack| verified.get(pack)).min() {
+        let help = "Unix time of the verification that is the longest ago, of packs that had one";
+        let oldest = ConstGauge::new(*oldest as f64 / 1000.0);
+        registry.register("oldest_verification_timestamp_seconds", help, oldest);
     }
 }
 

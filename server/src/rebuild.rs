@@ -28,9 +28,9 @@ pub use damage::Damage;
 
 use crate::{
     catalogue::{CATALOGUE_NAME, Catalogue, CatalogueError, DRAFT_NAME, finish_swap, remove_draft, swap_in},
-    environment::Clock,
+    environment::Environment,
     repository::{Offline, RepositoryError, file_time},
-    store::{Problem, Store, StoreError},
+    store::{Problem, Quarantined, Store, StoreError},
 };
 use damage::Damages;
 use merge::Merged;
@@ -48,18 +48,20 @@ pub struct OnlyInTheCatalogue {
 /// What only a copy of the catalogue can bring back. A migration that adds a table or a column adds it here, or to
 /// what is made from packs: a test compares this list with the schema.
 pub const ONLY_IN_THE_CATALOGUE: &[OnlyInTheCatalogue] = &[
-    OnlyInTheCatalogue {
-        place: "volumes.name",
-        what: "what volumes are called that lost their name by adoption, where the generation that took it is gone, or the server's clock was wrong",
-    },
-    OnlyInTheCatalogue { place: "settings", what: "the grace period, unless the configuration says it" },
-    OnlyInTheCatalogue { place: "schedules", what: "when the server's own jobs last ran" },
-    OnlyInTheCatalogue {
-        place: "quarantine",
-        what: "which records are known to be damaged; `verify` finds them again",
-    },
-    OnlyInTheCatalogue { place: "pack_verifications", what: "when each pack was last verified" },
+    only(
+        "volumes.name",
+        "what volumes are called that lost their name by adoption, where the generation that took it is gone, or the \
+         server's clock was wrong",
+    ),
+    only("settings", "how long a deletion can be undone, where server.toml does not say it"),
+    only("schedules", "when the server last did what it does by itself"),
+    only("quarantine", "which records are damaged: the next verification finds them again"),
+    only("pack_verifications", "when packs were last verified"),
 ];
+
+const fn only(place: &'static str, what: &'static str) -> OnlyInTheCatalogue {
+    OnlyInTheCatalogue { place, what }
+}
 
 /// What a rebuild, or bringing back a copy, found and did.
 #[derive(Debug, Clone, Default)]
@@ -78,7 +80,7 @@ pub struct Rebuilt {
     pub added: u64,
     /// Generations of which the packs knew something later than the copy.
     pub changed: u64,
-    /// Generations that were deleted, and are not there any more; they were left out.
+    /// Generations that were deleted and given up, and need not be there any more; they were left out.
     pub collected: u64,
     /// What is damaged; at most [`MAX_DAMAGE`] are kept.
     pub damage: Vec<Damage>,
@@ -97,7 +99,7 @@ pub async fn rebuild_catalogue(dir: &Path) -> Result<Rebuilt, Failed> {
     let mut damages = Damages::default();
     missing_packs(dir, offline.uuid(), &mut damages).await?;
     Store::condemn_index(dir).map_err(RepositoryError::Store)?;
-    let store = open_store(dir, offline.uuid()).await?;
+    let store = open_store(dir, offline.uuid(), Vec::new()).await?;
     prepare(dir)?;
     let draft = dir.join(DRAFT_NAME);
     Catalogue::create(&draft).await?;
@@ -115,20 +117,24 @@ pub async fn restore_catalogue(dir: &Path, copy: &Path) -> Result<Rebuilt, Faile
     let draft = dir.join(DRAFT_NAME);
     let (from, to) = (copy.to_path_buf(), draft.clone());
     blocking(move || fs::copy(from, to)).await?.map_err(RepositoryError::io("copy", copy))?;
-    check_copy(&draft, offline.uuid()).await.map_err(|error| error.of_file(copy))?;
-    let store = open_store(dir, offline.uuid()).await?;
+    let damaged = check_copy(&draft, offline.uuid()).await.map_err(|error| error.of_file(copy))?;
+    let store = open_store(dir, offline.uuid(), damaged).await?;
     let rebuilt = fill(&offline, &store, &draft, Damages::default()).await;
     store.close().await;
     rebuilt
 }
 
-/// That the copy is whole, and a catalogue of this repository.
-async fn check_copy(draft: &Path, repository: Uuid) -> Result<(), CatalogueError> {
+/// That the copy is whole, and a catalogue of this repository; and what it says is damaged.
+async fn check_copy(draft: &Path, repository: Uuid) -> Result<Vec<Quarantined>, CatalogueError> {
     let catalogue = Catalogue::open(draft).await?;
-    catalogue.check_is_of(repository).await?;
-    let sound = catalogue.check_integrity().await;
+    let checked = async {
+        catalogue.check_is_of(repository).await?;
+        catalogue.check_integrity().await?;
+        Ok(catalogue.quarantined().await?.iter().map(|entry| entry.place).collect())
+    };
+    let checked = checked.await;
     catalogue.close().await;
-    sound
+    checked
 }
 
 /// Clears the place for a draft.
@@ -158,7 +164,7 @@ async fn fill(offline: &Offline, store: &Store, draft: &Path, damages: Damages) 
     sound?;
 
     let had_one = dir.join(CATALOGUE_NAME).exists();
-    let old = swap_in(dir, &file_time(Clock::system().now_ms()))
+    let old = swap_in(dir, &file_time(Environment::system().clock.now_ms()))
         .map_err(RepositoryError::io("replace the catalogue in", dir))?;
     let Damages { named: damage, total: damaged } = damages;
     Ok(Rebuilt {
@@ -182,7 +188,7 @@ async fn missing_packs(dir: &Path, uuid: Uuid, damages: &mut Damages) -> Result<
     if !Store::has_index(dir) {
         return Ok(());
     }
-    let store = match open_store(dir, uuid).await {
+    let store = match open_store(dir, uuid, Vec::new()).await {
         Ok(store) => store,
         Err(RepositoryError::Store(
             error @ (StoreError::Index { .. } | StoreError::IndexEntry { .. } | StoreError::Closed),
@@ -198,9 +204,10 @@ async fn missing_packs(dir: &Path, uuid: Uuid, damages: &mut Damages) -> Result<
     Ok(())
 }
 
-async fn open_store(dir: &Path, uuid: Uuid) -> Result<Store, RepositoryError> {
+async fn open_store(dir: &Path, uuid: Uuid, damaged: Vec<Quarantined>) -> Result<Store, RepositoryError> {
     let place = dir.to_path_buf();
-    let opened = spawn_blocking(move || Store::open(&place, uuid)).await;
+    let open = move || Store::open_in(&place, uuid, &Environment::system(), &damaged);
+    let opened = spawn_blocking(open).await;
     Ok(opened.unwrap_or(Err(StoreError::Closed))?)
 }
 

@@ -171,18 +171,6 @@ impl Repository {
         self.catalogue.close().await;
     }
 
-    /// Ends as a killed process does: nothing is sealed. Returns when all files are closed, for which every service
-    /// made of the repository must be dropped.
-    #[cfg(any(fuzzing, feature = "testing"))]
-    #[doc(hidden)]
-    pub async fn kill(self: Arc<Self>) {
-        self.catalogue.close().await;
-        // What the sessions left to other threads holds a handle for a moment.
-        while Arc::strong_count(&self) > 1 {
-            tokio::task::yield_now().await;
-        }
-    }
-
     /// Sets the policies that are applied when none is named. They are kept in memory only.
     pub fn set_retention(&self, rules: Vec<RetentionRule>) {
         *self.retention.write() = rules.into();
@@ -195,6 +183,29 @@ impl Repository {
     /// Sets how long deletions can be undone, now and from now on; kept in the catalogue.
     pub async fn set_grace(&self, grace: Duration) -> Result<(), crate::CatalogueError> {
         self.catalogue.set_grace_ms(u64::try_from(grace.as_millis()).unwrap_or(u64::MAX)).await
+    }
+
+    /// Ends as a killed process does: nothing is sealed. Returns when all files are closed, for which every service
+    /// made of the repository must be dropped.
+    #[cfg(any(fuzzing, feature = "testing"))]
+    #[doc(hidden)]
+    pub async fn kill(self: Arc<Self>) {
+        self.catalogue.close().await;
+        // What the sessions left to other threads holds a handle for a moment.
+        while Arc::strong_count(&self) > 1 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Volume and number of every generation that has a manifest in the packs, once a manifest.
+    #[cfg(any(fuzzing, feature = "testing"))]
+    #[doc(hidden)]
+    pub fn manifests(&self) -> Result<Vec<(String, u64)>, crate::store::StoreError> {
+        let manifests = self.store.records(crate::store::Kind::Manifest)?;
+        let subject = |record| crate::manifest::subject_of(&record).map(|(key, _)| key);
+        let keys = manifests.map(|record| Ok(subject(record?)));
+        let keys = keys.collect::<Result<Vec<_>, crate::store::StoreError>>()?.into_iter().flatten();
+        Ok(keys.map(|key| (key.volume.to_string(), key.number)).collect())
     }
 
     /// Tells running sessions to end; what they had acknowledged stays usable.

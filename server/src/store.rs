@@ -8,6 +8,7 @@
 //! The packs are the truth. The index is derived from them and made anew from them when it is missing,
 //! damaged or behind.
 
+mod audit;
 mod error;
 mod format;
 #[cfg(any(test, fuzzing))]
@@ -52,6 +53,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
+pub(crate) use audit::{AuditEntry, PackAudit, spans};
 pub use error::{DamageReason, Problem, StoreError};
 pub use format::{MAX_PLAIN_LEN, MAX_STORED_GROWTH};
 pub(crate) use index::Location;

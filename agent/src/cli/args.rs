@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub(super) use self::pool::{Discards, Permission, Pool, PoolCreate, PoolFeatures, YesNo};
+use super::collect::Collect;
 use super::grammar::{self, GenerationArg, GenerationsArg, MetadataArg, VolumeArg, VolumeOrGeneration};
 use crate::config::Level;
 
@@ -129,6 +130,13 @@ and ? one character. Never deleted: the newest generation of a volume, protected
 those dated in the future, which also take no place in any rule. Groups stay whole within a call.
 `thinbak generation undelete` undoes a deletion within the grace period.")]
     Prune(Prune),
+    /// Free what no generation needs any more
+    #[command(
+        after_help = "Runs beside backups and restores, and may be stopped at any moment: the next run goes on from
+there. Packs with nothing in use are removed, then those mostly not in use are rewritten. Deleted generations count as
+in use until their grace period is over."
+    )]
+    Collect(Collect),
     /// The daemon
     #[command(subcommand)]
     Agent(Agent),
@@ -356,6 +364,12 @@ pub(super) struct Verify {
     /// Read back only this share of the chunks
     #[arg(long, value_parser = grammar::share, value_name = "5%")]
     pub(super) sample: Option<f64>,
+    /// Only packs that were not read back whole for so long; a run that is broken off goes on where it was
+    #[arg(long, value_parser = grammar::age, value_name = "30d", conflicts_with = "what")]
+    pub(super) older_than: Option<u64>,
+    /// Read no more bytes in a second than this
+    #[arg(long, value_parser = grammar::size, value_name = "50M")]
+    pub(super) rate: Option<u64>,
 }
 
 #[derive(Debug, Args)]

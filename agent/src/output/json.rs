@@ -7,7 +7,7 @@ use thinbak_proto::{
     v1::{
         AgentStatusResponse, CheckPoolResponse, DeletedGeneration, Generation, JobStatus, JobSummary,
         MsnapInfo, PoolDiscards, PoolInfo, PoolSettings, PruneDecision, PruneSummary, RunningJob,
-        VerifyDamage, VerifySummary, VolumeInfo, VolumeKind,
+        VerifyDamage, VerifyPack, VerifyRecord, VerifySummary, VolumeInfo, VolumeKind,
     },
 };
 
@@ -251,6 +251,31 @@ pub(crate) fn verify_damage(damage: &VerifyDamage) -> Value {
     })
 }
 
+pub(crate) fn damaged_record(record: &VerifyRecord) -> Value {
+    json!({
+        "message_type": "error",
+        "job": "verify",
+        "kind": "damaged_record",
+        "exit_code": 4,
+        "record_kind": super::human::record_kind(record.kind()),
+        "id": hex(&record.id),
+        "pack": record.pack,
+        "pack_offset_bytes": record.pack.map(|_| record.offset_bytes),
+        "message": record.reason,
+    })
+}
+
+pub(crate) fn damaged_pack(pack: &VerifyPack) -> Value {
+    json!({
+        "message_type": "error",
+        "job": "verify",
+        "kind": "damaged_pack",
+        "exit_code": 4,
+        "pack": pack.pack,
+        "message": pack.reason,
+    })
+}
+
 pub(crate) fn verify_summary(summary: &VerifySummary) -> Value {
     json!({
         "message_type": "summary",
@@ -261,6 +286,13 @@ pub(crate) fn verify_summary(summary: &VerifySummary) -> Value {
         "map_nodes_checked": summary.map_nodes_checked,
         "bytes_checked": summary.bytes_checked,
         "damaged": summary.damaged,
+        "damaged_records": summary.damaged_records,
+        "damaged_packs": summary.damaged_packs,
+        "damaged_generations": summary.damaged_generations,
+        "packs_checked": summary.packs_checked,
+        "packs_skipped": summary.packs_skipped,
+        "stored_bytes": summary.stored_bytes,
+        "lifted_records": summary.lifted_records,
         "seconds": summary.seconds,
     })
 }

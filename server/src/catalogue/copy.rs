@@ -2,11 +2,10 @@
 
 use std::path::Path;
 
-use parking_lot::Mutex;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use uuid::Uuid;
 
-use super::{Catalogue, CatalogueError, damaged};
+use super::{Catalogue, CatalogueError, Mutex, damaged};
 
 impl Catalogue {
     /// Opens a copy to look at it. It is not changed.

@@ -30,15 +30,14 @@ pub(crate) struct RowState {
     pub(crate) deleted_at_ms: Option<u64>,
 }
 
-/// That a generation is deleted.
+/// A tombstone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct RowDeletion {
-    /// Unix time in milliseconds.
-    pub(crate) at_ms: u64,
-    /// The record that says so.
-    pub(crate) tombstone: ManifestId,
-    /// Its revision, which the row takes.
+pub(crate) struct Grave {
+    /// It ends all revisions up to this one.
     pub(crate) revision: u64,
+    /// Unix time in milliseconds.
+    pub(crate) deleted_at_ms: u64,
+    pub(crate) tombstone: ManifestId,
 }
 
 /// A catalogue being filled.
@@ -134,13 +133,13 @@ impl Draft {
         rows.iter().map(state_of).collect()
     }
 
-    /// Says of a generation what a manifest and a tombstone say. Its volume is there.
+    /// Says of a generation what a manifest says, and the tombstone that ends it, if one does. Its volume is there.
     pub(crate) async fn put(
         &mut self,
         generation: &v1::Generation,
         revision: u64,
         manifest: ManifestId,
-        deletion: Option<RowDeletion>,
+        grave: Option<Grave>,
     ) -> Result<(), CatalogueError> {
         sqlx::query(
             "INSERT INTO generations (volume_uuid, number, created_at_ms, size_bytes, chunk_bytes, levels, root,
@@ -171,31 +170,31 @@ impl Draft {
         .bind(signed(generation.changed_bytes)?)
         .bind(signed(generation.new_bytes)?)
         .bind(signed(generation.stored_bytes)?)
-        .bind(signed(deletion.map_or(revision, |deletion| deletion.revision))?)
+        .bind(signed(grave.map_or(revision, |grave| grave.revision.max(revision)))?)
         .bind(manifest.as_bytes().as_slice())
-        .bind(deletion.map(|deletion| signed(deletion.at_ms)).transpose()?)
-        .bind(deletion.map(|deletion| deletion.tombstone.as_bytes().to_vec()))
+        .bind(grave.map(|grave| signed(grave.deleted_at_ms)).transpose()?)
+        .bind(grave.map(|grave| grave.tombstone.as_bytes().to_vec()))
         .execute(&mut *self.transaction)
         .await?;
         Ok(())
     }
 
     /// Marks a generation as deleted.
-    pub(crate) async fn delete(
+    pub(crate) async fn bury(
         &mut self,
         volume: Uuid,
         number: u64,
-        deletion: RowDeletion,
+        grave: Grave,
     ) -> Result<(), CatalogueError> {
         sqlx::query(
-            "UPDATE generations SET deleted_at_ms = ?3, tombstone = ?4, revision = ?5
+            "UPDATE generations SET deleted_at_ms = ?3, tombstone = ?4, revision = max(revision, ?5)
              WHERE volume_uuid = ?1 AND number = ?2",
         )
         .bind(volume.to_string())
         .bind(signed(number)?)
-        .bind(signed(deletion.at_ms)?)
-        .bind(deletion.tombstone.as_bytes().as_slice())
-        .bind(signed(deletion.revision)?)
+        .bind(signed(grave.deleted_at_ms)?)
+        .bind(grave.tombstone.as_bytes().as_slice())
+        .bind(signed(grave.revision)?)
         .execute(&mut *self.transaction)
         .await?;
         Ok(())

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use sqlx::{Row as _, sqlite::SqliteRow};
+use thinbak_proto::{ManifestId, v1};
 
 use super::{
     Catalogue, CatalogueError,
@@ -105,6 +106,21 @@ impl Catalogue {
         .execute(&self.pool)
         .await?;
         Ok(())
+    }
+
+    /// The manifest of a generation that is visible or may become so again.
+    pub(crate) async fn manifest(
+        &self,
+        generation: &v1::Generation,
+    ) -> Result<Option<ManifestId>, CatalogueError> {
+        let row = sqlx::query("SELECT manifest FROM generations WHERE volume_uuid = ?1 AND number = ?2")
+            .bind(&generation.volume_uuid)
+            .bind(signed(generation.number)?)
+            .fetch_optional(&self.pool)
+            .await?;
+        let Some(row) = row else { return Ok(None) };
+        let id: Vec<u8> = row.try_get("manifest")?;
+        ManifestId::try_from(id.as_slice()).map(Some).map_err(|_| CatalogueError::Row("manifest id"))
     }
 
     /// When each pack was last read back whole; packs that never were are not in it.

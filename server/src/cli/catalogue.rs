@@ -9,7 +9,6 @@ use v1::repository_client::RepositoryClient;
 
 use super::{
     DAMAGED,
-    arguments::Place,
     output::{Output, size},
     place::Address,
     with_repository,
@@ -27,11 +26,11 @@ pub(super) async fn restore(dir: &Path, copy: &Path, output: &Output) -> Result<
     Ok(exit_code(&rebuilt))
 }
 
-pub(super) async fn back_up(place: &Place, keep: u32, output: &Output) -> Result<u8, Failed> {
+pub(super) async fn back_up(address: &Address, keep: u32, output: &Output) -> Result<u8, Failed> {
     let request = v1::BackupCatalogueRequest { keep };
-    let response = match place.address().await? {
+    let response = match address {
         Address::Server(channel) => {
-            RepositoryClient::new(channel).backup_catalogue(request).await?.into_inner()
+            RepositoryClient::new(channel.clone()).backup_catalogue(request).await?.into_inner()
         }
         Address::Directory(dir) => {
             let call = |mut client: RepositoryClient<_>| async move {

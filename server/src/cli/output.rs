@@ -171,6 +171,35 @@ impl Output {
         ));
     }
 
+    pub(super) fn damaged_record(&self, record: &v1::VerifyRecord) {
+        let (kind, id) = (kind_name(record.kind()), hex(&record.id));
+        let reason = &record.reason;
+        if self.json {
+            return self.data(json!({
+                "message_type": "damaged_record",
+                "kind": kind,
+                "id": id,
+                "pack": record.pack,
+                "offset_bytes": record.pack.map(|_| record.offset_bytes),
+                "reason": reason,
+            }));
+        }
+        match record.pack {
+            Some(pack) => {
+                self.data(format_args!("{kind} {id} in pack {pack:08x} at {}: {reason}", record.offset_bytes))
+            }
+            None => self.data(format_args!("{kind} {id}: {reason}")),
+        }
+    }
+
+    pub(super) fn damaged_pack(&self, pack: &v1::VerifyPack) {
+        let v1::VerifyPack { pack, reason } = pack;
+        if self.json {
+            return self.data(json!({"message_type": "damaged_pack", "pack": pack, "reason": reason}));
+        }
+        self.data(format_args!("pack {pack:08x}: {reason}"));
+    }
+
     pub(super) fn verified(&self, summary: &v1::VerifySummary) {
         if self.json {
             return self.data(json!({
@@ -182,17 +211,31 @@ impl Output {
                 "map_nodes_checked": summary.map_nodes_checked,
                 "bytes_checked": summary.bytes_checked,
                 "damaged": summary.damaged,
+                "damaged_records": summary.damaged_records,
+                "damaged_packs": summary.damaged_packs,
+                "damaged_generations": summary.damaged_generations,
+                "packs_checked": summary.packs_checked,
+                "packs_skipped": summary.packs_skipped,
+                "stored_bytes": summary.stored_bytes,
+                "lifted_records": summary.lifted_records,
                 "seconds": summary.seconds,
             }));
         }
         if std::io::stderr().is_terminal() {
             let _ = write!(anstream::stderr().lock(), "\r\x1b[K");
         }
-        let (chunks, nodes, bytes) =
-            (summary.chunks_checked, summary.map_nodes_checked, size(summary.bytes_checked));
+        let v1::VerifySummary { generations, chunks_checked: chunks, map_nodes_checked: nodes, .. } =
+            *summary;
         self.data(format_args!(
-            "{} generations: {chunks} chunks ({bytes}) and {nodes} map nodes read back, {} chunks left out, {} damaged",
-            summary.generations, summary.chunks_skipped, summary.damaged
+            "{generations} generations: {chunks} chunks ({}) and {nodes} map nodes read back, {} records and {} packs \
+             left out",
+            size(summary.bytes_checked),
+            summary.chunks_skipped,
+            summary.packs_skipped,
+        ));
+        self.data(format_args!(
+            "damaged: {} records, {} packs outside of records; generations that need them: {}",
+            summary.damaged_records, summary.damaged_packs, summary.damaged_generations
         ));
     }
 }
@@ -210,6 +253,20 @@ fn local(ms: u64) -> String {
 fn at(ms: u64, zone: TimeZone, format: &str) -> String {
     let moment = i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
     moment.map(|moment| moment.to_zoned_datetime(zone).strftime(format).to_string()).unwrap_or_default()
+}
+
+fn kind_name(kind: v1::RecordKind) -> &'static str {
+    match kind {
+        v1::RecordKind::Chunk => "chunk",
+        v1::RecordKind::MapNode => "map node",
+        v1::RecordKind::Manifest => "manifest",
+        v1::RecordKind::Tombstone => "tombstone",
+        v1::RecordKind::Unspecified => "record",
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A size for people, in powers of 1024.

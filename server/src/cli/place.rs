@@ -1,25 +1,25 @@
 //! Calling the services of a repository, wherever it is open.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use thinbak_proto::{Failed, FailureKind};
 use tonic::transport::{Channel, Endpoint};
 
-use super::arguments::Place;
+use super::{Config, arguments::At, place};
 
 /// Where to call.
-pub(super) enum Address<'a> {
+pub(super) enum Address {
     /// A server that has the repository open.
     Server(Channel),
     /// A repository to be opened in this process.
-    Directory(&'a Path),
+    Directory(PathBuf),
 }
 
-impl Place {
+impl At {
     /// Connects to the server if one is named.
-    pub(super) async fn address(&self) -> Result<Address<'_>, Failed> {
-        match (&self.server, &self.repo) {
-            (Some(url), _) => {
+    pub(super) async fn address(self, config: &Config) -> Result<Address, Failed> {
+        match self.server {
+            Some(url) => {
                 let endpoint = Endpoint::from_shared(url.clone()).map_err(|error| {
                     Failed::new(
                         FailureKind::Usage,
@@ -36,8 +36,7 @@ impl Place {
                 })?;
                 Ok(Address::Server(channel))
             }
-            (None, Some(dir)) => Ok(Address::Directory(dir)),
-            (None, None) => Err(Failed::new(FailureKind::Usage, "neither --repo nor --server is given")),
+            None => Ok(Address::Directory(place(self.repo, config)?)),
         }
     }
 }

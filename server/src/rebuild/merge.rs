@@ -13,7 +13,8 @@ use super::{
     survey::{Facts, Found, Survey, is_of_all},
 };
 use crate::{
-    catalogue::{Catalogue, Draft, RowDeletion, RowState, VolumeRow},
+    catalogue::{Catalogue, Draft, Grave, RowState, VolumeRow},
+    manifest::GIVEN_UP,
     store::{DamageReason, Kind, Store, StoreError},
 };
 
@@ -51,17 +52,21 @@ pub(super) async fn merge(
         let next_number = next_numbers.get(&volume).copied().unwrap_or_default();
         match decide(facts, row.as_ref(), number >= next_number) {
             Decision::Keep => {}
-            Decision::Put(found, deletion) => {
-                draft.put(&found.generation, found.revision, found.manifest, deletion).await?;
+            Decision::Put(found, grave) => {
+                draft.put(&found.generation, found.revision, found.manifest, grave).await?;
                 if row.is_none() {
                     added.insert((volume, number));
                 } else {
                     merged.changed += 1;
                 }
             }
-            Decision::Delete(deletion) => {
-                draft.delete(volume, number, deletion).await?;
+            Decision::Bury(grave) => {
+                draft.bury(volume, number, grave).await?;
                 merged.changed += 1;
+            }
+            Decision::Forget => {
+                draft.remove(volume, number).await?;
+                merged.collected += 1;
             }
         }
     }
@@ -76,23 +81,34 @@ pub(super) async fn merge(
 enum Decision<'a> {
     /// The catalogue knows as much, or more.
     Keep,
-    Put(&'a Found, Option<RowDeletion>),
-    Delete(RowDeletion),
+    Put(&'a Found, Option<Grave>),
+    Bury(Grave),
+    /// It was given up, and may be collected already.
+    Forget,
 }
 
 /// `new`: the number had not been given when the catalogue was written. One that had, and is not in the
-/// catalogue, was collected: it does not come back.
+/// catalogue, was given up: it does not come back.
 fn decide<'a>(facts: &'a Facts, row: Option<&RowState>, new: bool) -> Decision<'a> {
-    match (row, &facts.found, facts.grave) {
-        (None, Some(found), _) if new => Decision::Put(found, facts.deletion()),
-        (None, ..) => Decision::Keep,
-        (Some(row), Some(found), _) if found.revision > row.revision => {
-            Decision::Put(found, facts.deletion())
+    let revision = row.map_or(0, |row| row.revision);
+    let later = facts.grave.filter(|grave| grave.revision >= revision);
+    match (row, &facts.found) {
+        (None, Some(_)) if new && facts.ended().is_some_and(|grave| grave.deleted_at_ms == GIVEN_UP) => {
+            Decision::Forget
         }
-        (Some(row), _, Some(grave)) if grave.revision >= row.revision && row.deleted_at_ms.is_none() => {
-            Decision::Delete(grave.deletion)
+        (None, Some(found)) if new => Decision::Put(found, facts.ended()),
+        (None, _) => Decision::Keep,
+        (Some(_), Some(found)) if found.revision > revision && facts.ended().is_none() => {
+            Decision::Put(found, None)
         }
-        (Some(_), ..) => Decision::Keep,
+        (Some(row), found) => match (later, found) {
+            (Some(grave), _) if grave.deleted_at_ms == GIVEN_UP => Decision::Forget,
+            (Some(grave), Some(found)) if found.revision > revision => Decision::Put(found, Some(grave)),
+            (Some(grave), _) if row.deleted_at_ms.is_none() || grave.revision > revision => {
+                Decision::Bury(grave)
+            }
+            _ => Decision::Keep,
+        },
     }
 }
 

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{Damage, Damages};
 use crate::{
-    catalogue::RowDeletion,
+    catalogue::Grave,
     manifest::{Manifest, ManifestError, Tombstone},
     repository::check_volume_name,
     store::{Kind, Store, StoreError, StoredRecord},
@@ -22,13 +22,6 @@ pub(super) struct Found {
     pub(super) generation: v1::Generation,
     pub(super) revision: u64,
     pub(super) manifest: ManifestId,
-}
-
-/// The tombstone that counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Grave {
-    pub(super) revision: u64,
-    pub(super) deletion: RowDeletion,
 }
 
 /// What the first manifest of a generation says: later ones say what the volume is called by then.
@@ -52,10 +45,10 @@ pub(super) struct Facts {
 }
 
 impl Facts {
-    /// Whether the tombstone ends what the manifest says.
-    pub(super) fn deletion(&self) -> Option<RowDeletion> {
+    /// The tombstone, if it ends what the manifest says.
+    pub(super) fn ended(&self) -> Option<Grave> {
         let (found, grave) = (self.found.as_ref()?, self.grave?);
-        (grave.revision >= found.revision).then_some(grave.deletion)
+        (grave.revision >= found.revision).then_some(grave)
     }
 }
 
@@ -142,9 +135,8 @@ impl Survey {
         in_bounds("revision", revision, 1)?;
         in_bounds("time", deleted_at_ms, 0)?;
         let tombstone = ManifestId::from_bytes(record.id);
-        let grave = Grave { revision, deletion: RowDeletion { at_ms: deleted_at_ms, tombstone, revision } };
-        let rank =
-            |grave: &Grave| (grave.revision, grave.deletion.at_ms, *grave.deletion.tombstone.as_bytes());
+        let grave = Grave { revision, deleted_at_ms, tombstone };
+        let rank = |grave: &Grave| (grave.revision, grave.deleted_at_ms, *grave.tombstone.as_bytes());
         let facts = self.generations.entry((volume, number)).or_default();
         if facts.grave.as_ref().is_none_or(|before| rank(before) < rank(&grave)) {
             facts.grave = Some(grave);

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use tokio::task::spawn_blocking;
 
 use super::{Repository, RepositoryError};
-use crate::catalogue::Catalogue;
+use crate::{catalogue::Catalogue, metrics::Job};
 
 const DIR_NAME: &str = "catalogue-backups";
 const PARTIAL_NAME: &str = "partial";
@@ -73,6 +73,12 @@ impl Repository {
     /// copies (at least the new one stays). Others may use the repository meanwhile.
     pub async fn back_up_catalogue(&self, keep: usize) -> Result<CatalogueBackup, RepositoryError> {
         let _one_at_a_time = self.copying.lock().await;
+        let backup = self.copy_catalogue(keep).await;
+        self.metrics.ended(Job::CatalogueBackup, backup.is_ok());
+        backup
+    }
+
+    async fn copy_catalogue(&self, keep: usize) -> Result<CatalogueBackup, RepositoryError> {
         let dir = self.dir().join(DIR_NAME);
         let partial = dir.join(PARTIAL_NAME);
         let prepare = {

@@ -25,7 +25,6 @@ impl Repository {
 
     /// Forgets all damage of packs that were removed, and when they were verified. Call after the files are gone
     /// from the index, so that no new damage of them is found.
-    #[expect(dead_code, reason = "for collection, which is to call it with each pack that it removes")]
     pub(crate) async fn forget_packs(&self, packs: &[u32]) -> Result<(), CatalogueError> {
         self.keep_damage().await?;
         let _turn = self.quarantine_writer.lock().await;

@@ -4,7 +4,7 @@ use thinbak_proto::{Failed, FailureKind, v1};
 
 use crate::{
     catalogue::{Deletion, Entry, GenerationKey, Root, Selector},
-    manifest::{Manifest, Tombstone, next_revision},
+    manifest::{GIVEN_UP, Manifest, Tombstone, next_revision},
     repository::Repository,
 };
 
@@ -159,7 +159,8 @@ pub(crate) async fn forget_expired(
         after = Some(last.key);
         let ended = |root: &Root| {
             let revision = next_revision(root.revision, now_ms);
-            Tombstone::new(root.key, revision, now_ms).record().1
+            // Not as deleted now: a catalogue made from the packs must not give it another grace period.
+            Tombstone::new(root.key, revision, GIVEN_UP).record().1
         };
         repository.store.put(page.iter().map(ended).collect()).await?;
         let keys: Vec<_> = page.iter().map(|root| root.key).collect();

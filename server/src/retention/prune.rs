@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     catalogue::GenerationKey,
+    metrics::Job,
     repository::{Repository, check_volume_name},
 };
 
@@ -120,7 +121,11 @@ pub(crate) fn start(repository: Arc<Repository>, prune: Prune) -> mpsc::Receiver
 /// Runs to the end, or until nobody listens.
 pub(super) async fn run(repository: Arc<Repository>, prune: Prune, sender: mpsc::Sender<Told>) {
     let mut run = Run { sender, summary: v1::PruneSummary::default(), started: Instant::now() };
-    match run.all(&repository, &prune).await {
+    let outcome = run.all(&repository, &prune).await;
+    if !prune.dry_run {
+        repository.metrics.ended(Job::Prune, outcome.is_ok());
+    }
+    match outcome {
         Ok(()) | Err(End::Gone) => {}
         Err(End::Failed(failed)) => {
             // A client that has gone needs no reason.

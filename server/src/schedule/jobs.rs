@@ -8,11 +8,15 @@ use thinbak_proto::{Failed, FailureKind, v1};
 
 use super::{Job, Scheduler};
 use crate::{
+    collect,
     config::Timetable,
     repository::Repository,
     retention::prune::{self, Prune},
+    verify,
 };
 
+/// A scheduled verification leaves out what was verified since so long.
+const VERIFY_AGE_MS: u64 = 30 * 86_400_000;
 /// The clock is looked at this often, for it may be set.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
@@ -37,8 +41,13 @@ impl Jobs {
     /// What can be done to a repository.
     #[must_use]
     pub fn of(repository: &Arc<Repository>) -> Self {
-        let repository = Arc::clone(repository);
-        Self::default().with(Job::Prune, move || Box::pin(prune(Arc::clone(&repository))))
+        let own = || Arc::clone(repository);
+        let (pruned, collected, verified, copied) = (own(), own(), own(), own());
+        Self::default()
+            .with(Job::Prune, move || Box::pin(prune(Arc::clone(&pruned))))
+            .with(Job::Collect, move || Box::pin(collect(Arc::clone(&collected))))
+            .with(Job::Verify, move || Box::pin(verify(Arc::clone(&verified))))
+            .with(Job::CatalogueBackup, move || Box::pin(back_up_catalogue(Arc::clone(&copied))))
     }
 
     /// The same and one more job.
@@ -133,5 +142,37 @@ async fn prune(repository: Arc<Repository>) -> Result<(), Failed> {
             tracing::info!(volumes, kept, removed, "the stored retention policies were applied");
         }
     }
+    Ok(())
+}
+
+/// Frees what is not needed, with the options that a request without any stands for.
+async fn collect(repository: Arc<Repository>) -> Result<(), Failed> {
+    let mut events = collect::start(repository, collect::Options::default());
+    while let Some(event) = events.recv().await {
+        event?;
+    }
+    Ok(())
+}
+
+/// Reads back everything that was not read for 30 days.
+async fn verify(repository: Arc<Repository>) -> Result<(), Failed> {
+    let request = v1::VerifyRequest { older_than_ms: VERIFY_AGE_MS, ..v1::VerifyRequest::default() };
+    let plan = verify::Plan::of(&repository, request).await?;
+    let mut events = verify::start(repository, plan);
+    let mut damaged = 0;
+    while let Some(event) = events.recv().await {
+        if let Some(v1::verify_event::Event::Summary(summary)) = event?.event {
+            damaged = summary.damaged;
+        }
+    }
+    match damaged {
+        0 => Ok(()),
+        count => Err(Failed::new(FailureKind::Damaged, format!("verification found {count} places damaged"))),
+    }
+}
+
+/// Copies the catalogue.
+async fn back_up_catalogue(repository: Arc<Repository>) -> Result<(), Failed> {
+    repository.back_up_catalogue(Repository::CATALOGUE_BACKUPS).await?;
     Ok(())
 }

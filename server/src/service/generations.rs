@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     catalogue::{Deleted, Entry, Filter, GenerationKey, Position},
     collect,
+    ingest::tree_of,
     repository::{CatalogueBackup, Repository},
     retention::{
         self, Kept,
@@ -141,6 +142,7 @@ fn key_of(generation: &v1::Generation) -> Result<GenerationKey, Failed> {
 impl v1::repository_server::Repository for GenerationService {
     type CollectStream = Pin<Box<dyn Stream<Item = Result<v1::CollectEvent, Status>> + Send>>;
     type PruneStream = Pin<Box<dyn Stream<Item = Result<v1::PruneEvent, Status>> + Send>>;
+    type GetDamageStream = Pin<Box<dyn Stream<Item = Result<v1::DamagedRange, Status>> + Send>>;
     type VerifyStream = Pin<Box<dyn Stream<Item = Result<v1::VerifyEvent, Status>> + Send>>;
 
     async fn info(&self, _: Request<v1::InfoRequest>) -> Result<Response<v1::InfoResponse>, Status> {
@@ -236,5 +238,17 @@ impl v1::repository_server::Repository for GenerationService {
             self.0.back_up_catalogue(keep).await.map_err(Failed::from)?;
         let path = path.display().to_string();
         Ok(Response::new(v1::BackupCatalogueResponse { path, bytes, removed }))
+    }
+
+    async fn get_damage(
+        &self,
+        request: Request<v1::GetDamageRequest>,
+    ) -> Result<Response<Self::GetDamageStream>, Status> {
+        let v1::GetDamageRequest { volume, selector } = request.into_inner();
+        let entrance = self.0.pins.enter().await;
+        let generation = self.0.generation(volume, selector).await?.generation;
+        let pin = entrance.pin(tree_of(&generation)?);
+        let ranges = verify::known(Arc::clone(&self.0), generation, pin);
+        Ok(Response::new(Box::pin(ReceiverStream::new(ranges))))
     }
 }

@@ -59,6 +59,8 @@ pub(crate) trait PackRead: Send + Sync {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
     /// Length now, in bytes.
     fn len(&self) -> io::Result<u64>;
+    /// A hint that these bytes will be read soon.
+    fn will_read(&self, _offset: u64, _len: u64) {}
 }
 
 /// Packs as files in a directory.
@@ -175,5 +177,11 @@ impl PackRead for File {
 
     fn len(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
+    }
+
+    fn will_read(&self, offset: u64, len: u64) {
+        // Only a hint: reading works without.
+        let _ =
+            rustix::fs::fadvise(self, offset, std::num::NonZeroU64::new(len), rustix::fs::Advice::WillNeed);
     }
 }

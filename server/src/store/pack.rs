@@ -70,6 +70,16 @@ impl Pack {
         Ok(pack)
     }
 
+    /// The pack's number.
+    pub(super) fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Tells the operating system that these bytes will be read soon.
+    pub(super) fn will_read(&self, offset: u64, len: u64) {
+        self.file.will_read(offset, len);
+    }
+
     /// Whether the header is whole.
     pub(super) fn header_valid(&self) -> bool {
         self.header_valid

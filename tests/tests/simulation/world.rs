@@ -217,6 +217,7 @@ impl World {
     }
 
     async fn check(&mut self) -> Result<(u64, u64)> {
-        check(&self.checker, &self.agents).await
+        let manifests = self.server.manifests()?;
+        check(&self.checker, &self.agents, &manifests).await
     }
 }

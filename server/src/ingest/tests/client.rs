@@ -142,13 +142,14 @@ impl Place {
 
     pub(crate) async fn verify(&self, sample: f64) -> (Vec<v1::VerifyDamage>, v1::VerifySummary) {
         use v1::verify_event::Event;
-        let request = v1::VerifyRequest { volume: None, selector: None, sample };
+        let request = v1::VerifyRequest { sample, ..Default::default() };
         let mut events = self.generations().verify(request).await.unwrap().into_inner();
         let mut damage = Vec::new();
         loop {
             match events.message().await.unwrap().unwrap().event.unwrap() {
                 Event::Progress(progress) => assert!(progress.done_bytes <= progress.total_bytes),
                 Event::Damage(found) => damage.push(found),
+                Event::Record(_) | Event::Pack(_) => {}
                 Event::Summary(summary) => {
                     assert!(events.message().await.unwrap().is_none(), "the summary is last");
                     return (damage, summary);

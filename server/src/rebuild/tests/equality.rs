@@ -50,7 +50,7 @@ fn seed() -> u64 {
     seed
 }
 
-/// Somebody who backs up, deletes, protects, renames and adopts as it comes.
+/// Somebody who backs up, deletes, undeletes, protects, renames and adopts as it comes.
 struct User {
     random: StdRng,
     volumes: Vec<Uuid>,
@@ -83,6 +83,10 @@ impl User {
         // Some of it is refused: the newest, the protected, the deleted. That is a part of the game.
         if choice < 8 {
             let _ = world.delete(&generation).await.is_ok();
+        } else if self.random.random_bool(0.1) {
+            world.forget().await;
+        } else if self.random.random_bool(0.5) {
+            let _ = world.undelete(&generation).await.is_ok();
         } else {
             let protected = self.random.random_bool(0.6);
             let _ = world.protect(&generation, protected).await.is_ok();

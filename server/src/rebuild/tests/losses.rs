@@ -7,23 +7,17 @@ use uuid::Uuid;
 
 use super::{
     super::{Damage, rebuild_catalogue, restore_catalogue},
-    world::{World, copy_of, rows},
+    world::{World, copy_of, key, rows},
 };
 use crate::{
     Repository,
-    catalogue::{CATALOGUE_NAME, DRAFT_NAME, GenerationKey, Selector},
+    catalogue::{CATALOGUE_NAME, DRAFT_NAME, Selector},
     manifest::{Manifest, Tombstone},
     store::{Kind, NewRecord},
 };
 
 const A: Uuid = Uuid::from_u128(0xa);
 const B: Uuid = Uuid::from_u128(0xb);
-/// A revision above those that a repository gives, which follow its clock.
-const LATER: u64 = 1 << 60;
-
-fn key(generation: &v1::Generation) -> GenerationKey {
-    GenerationKey { volume: Uuid::parse_str(&generation.volume_uuid).unwrap(), number: generation.number }
-}
 
 fn packs(dir: &Path) -> Vec<std::path::PathBuf> {
     let mut packs: Vec<_> =
@@ -87,11 +81,12 @@ async fn deleted_generations_come_back_as_deleted_and_undeleted_ones_alive() {
         world.delete(generation).await.unwrap();
     }
     // Undeleting is a manifest with a higher revision; here the catalogue never hears of it.
-    let (_, record) = Manifest::new(&made[1], LATER).record();
+    let later = 1 << 50;
+    let (_, record) = Manifest::new(&made[1], later).record();
     world.repository.store.put(vec![record]).await.unwrap();
     // And one of these is deleted again, when it has the higher revision.
-    let (_, manifest) = Manifest::new(&made[2], LATER).record();
-    let (tombstone, grave) = Tombstone::new(key(&made[2]), LATER, 77).record();
+    let (_, manifest) = Manifest::new(&made[2], later).record();
+    let (tombstone, grave) = Tombstone::new(key(A, 3), later, 77).record();
     world.repository.store.put(vec![grave, manifest]).await.unwrap();
     let dir = world.close().await;
     let copy = copy_of(dir.path());
@@ -134,6 +129,27 @@ async fn what_was_deleted_and_collected_stays_away() {
 }
 
 #[tokio::test]
+async fn what_was_given_up_stays_away_although_all_of_it_is_there() {
+    let world = World::new().await;
+    let gone = world.back_up((A, "h/p/a"), (0, 1), None).await.unwrap();
+    let copy = world.repository.back_up_catalogue(1).await.unwrap();
+    world.back_up((A, "h/p/a"), (0, 2), None).await.unwrap();
+    world.delete(&gone).await.unwrap();
+    // Its collection has begun: nobody may have it again, and what is missing of it is no damage.
+    assert_eq!(world.forget().await, 1);
+    let dir = world.close().await;
+    let before = rows(dir.path()).await;
+    for way in 0..2 {
+        let rebuilt = match way {
+            0 => rebuild_catalogue(dir.path()).await.unwrap(),
+            _ => restore_catalogue(dir.path(), &copy.path).await.unwrap(),
+        };
+        assert_eq!((rebuilt.generations, rebuilt.deleted, rebuilt.collected), (1, 0, 1), "{rebuilt:?}");
+        assert_eq!(rows(dir.path()).await, before);
+    }
+}
+
+#[tokio::test]
 async fn of_two_manifests_with_one_number_the_later_one_counts() {
     let world = World::new().await;
     let one = world.back_up((A, "h/p/a"), (0, 1), None).await.unwrap();
@@ -171,8 +187,8 @@ async fn records_that_no_server_would_write_are_named_and_harm_nobody() {
         v1::Generation { number: 2, created_at_ms: u64::MAX, ..good.clone() },
     ];
     let mut records: Vec<NewRecord> = bad.iter().map(|bad| Manifest::new(bad, 1).record().1).collect();
-    records.push(Tombstone::new(key(&v1::Generation { number: u64::MAX, ..good.clone() }), 1, 0).record().1);
-    records.push(Tombstone::new(key(&good), 0, 0).record().1);
+    records.push(Tombstone::new(key(A, u64::MAX), 1, 0).record().1);
+    records.push(Tombstone::new(key(A, 1), 0, 0).record().1);
     let noise = bytes::Bytes::from_static(b"\xff\xff\xff not a message");
     for (kind, id) in [(Kind::Manifest, *ManifestId::of(&noise).as_bytes()), (Kind::Tombstone, [9; 32])] {
         let (codec, plain_len) = (0, noise.len() as u32);

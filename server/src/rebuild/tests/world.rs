@@ -1,6 +1,6 @@
 //! A repository that somebody uses, and what its catalogue says.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
@@ -14,7 +14,12 @@ use v1::{
 };
 
 use super::super::ONLY_IN_THE_CATALOGUE;
-use crate::{InitOptions, Repository, catalogue::CATALOGUE_NAME, routes};
+use crate::{
+    InitOptions, Repository,
+    catalogue::{CATALOGUE_NAME, GenerationKey},
+    retention::forget_expired,
+    routes,
+};
 
 pub(super) const CHUNK: u64 = 4096;
 /// Of a test volume: two levels of map nodes.
@@ -104,6 +109,23 @@ impl World {
         Ok(())
     }
 
+    pub(super) async fn undelete(&self, generation: &v1::Generation) -> Result<(), Failed> {
+        let name = self.name_of(generation).await;
+        let (volume, number) = (Some(named(&name)), generation.number);
+        self.client().undelete_generation(v1::UndeleteGenerationRequest { volume, number }).await?;
+        Ok(())
+    }
+
+    /// Gives up everything that is deleted.
+    pub(super) async fn forget(&self) -> u64 {
+        let forgotten = {
+            self.repository.set_grace(Duration::ZERO).await.unwrap();
+            forget_expired(&self.repository, self.repository.now_ms(), None).await.unwrap()
+        };
+        self.repository.set_grace(Duration::from_secs(7 * 86_400)).await.unwrap();
+        forgotten
+    }
+
     /// What its volume is called now.
     async fn name_of(&self, generation: &v1::Generation) -> String {
         let volumes =
@@ -116,6 +138,10 @@ impl World {
         let listed = self.client().list_generations(request).await.unwrap().into_inner().generations;
         listed.into_iter().map(|generation| (generation.volume_name, generation.number)).collect()
     }
+}
+
+pub(super) fn key(volume: Uuid, number: u64) -> GenerationKey {
+    GenerationKey { volume, number }
 }
 
 pub(super) fn named(name: &str) -> v1::VolumeName {
