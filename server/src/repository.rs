@@ -197,6 +197,17 @@ impl Repository {
         }
     }
 
+    /// Volume and number of every generation that has a manifest in the packs, once a manifest.
+    #[cfg(any(fuzzing, feature = "testing"))]
+    #[doc(hidden)]
+    pub fn manifests(&self) -> Result<Vec<(String, u64)>, crate::store::StoreError> {
+        let manifests = self.store.records(crate::store::Kind::Manifest)?;
+        let subject = |record| crate::manifest::subject_of(&record).map(|(key, _)| key);
+        let keys = manifests.map(|record| Ok(subject(record?)));
+        let keys = keys.collect::<Result<Vec<_>, crate::store::StoreError>>()?.into_iter().flatten();
+        Ok(keys.map(|key| (key.volume.to_string(), key.number)).collect())
+    }
+
     /// Tells running sessions to end; what they had acknowledged stays usable.
     pub(crate) fn stop(&self) {
         self.stopping.send_replace(true);

@@ -1,4 +1,4 @@
-//! Agents, a server, its disk, the network between them and the clock, all decided by one seed: the real sinks,
+//! Agents, a server with its collector, its disk, the network between them and the clock, all decided by one seed: the real sinks,
 //! sources, services and storage, over a disk that loses power and a network that loses answers.
 //!
 //! What follows from the seed: the volumes and how they change, who does what in which round, the fate of every

@@ -8,7 +8,7 @@ use std::{
 
 use thinbak_proto::{ChunkId, FAN_OUT, MAX_LEVELS, MapEntry, MapNode, NodeId};
 
-use super::{Edit, Editor, FreshNode, NodeError, NodeSource, Tree, TreeDiff, entry_at};
+use super::{Edit, EditError, Editor, FreshNode, NodeError, NodeSource, Tree, TreeDiff, entry_at};
 use crate::fuzzing::Input;
 
 const MAX_NODES: u8 = 12;
@@ -52,13 +52,17 @@ pub(crate) fn edit(input: &mut Input<'_>) {
     let nodes = Nodes::default();
     let chunks = 1 + input.magnitude() % (1 << 51);
     // A tree of an editor's making, on nodes of anybody's.
-    let parent = match input.byte() % 3 {
-        0 => None,
-        1 => foreign(&nodes, chunks, input),
-        _ => apply(&nodes, None, chunks, input),
+    let (parent, whole) = match input.byte() % 3 {
+        0 => (None, true),
+        1 => (foreign(&nodes, chunks, input), false),
+        _ => (apply(&nodes, None, true, chunks, input), true),
     };
-    let chunks = if input.byte().is_multiple_of(2) { chunks } else { 1 + input.magnitude() % (1 << 51) };
-    let Some(tree) = apply(&nodes, parent, chunks, input) else { return };
+    let chunks = match input.byte() % 3 {
+        0 => chunks,
+        1 => chunks.saturating_sub(input.byte().into()).max(1),
+        _ => 1 + input.magnitude() % (1 << 51),
+    };
+    let Some(tree) = apply(&nodes, parent, whole, chunks, input) else { return };
     let mut next = 0;
     let mut differences = TreeDiff::new(nodes.clone(), parent, tree);
     for _ in 0..MAX_DIFFERENCES {
@@ -100,32 +104,50 @@ fn foreign(nodes: &Nodes, chunks: u64, input: &mut Input<'_>) -> Option<Tree> {
     Some(Tree { root: *ids.last()?, chunks })
 }
 
-/// Applies the edits of an input; `None` when the parent cannot be read. What was edited reads as it was
-/// edited.
-fn apply(nodes: &Nodes, parent: Option<Tree>, chunks: u64, input: &mut Input<'_>) -> Option<Tree> {
-    let mut editor = now(Editor::new(nodes.clone(), parent, chunks)).ok()?;
+/// Applies the edits of an input; `None` when the parent cannot be read, which must not be if it is `whole`. What was
+/// edited reads as it was edited.
+fn apply(
+    nodes: &Nodes,
+    parent: Option<Tree>,
+    whole: bool,
+    chunks: u64,
+    input: &mut Input<'_>,
+) -> Option<Tree> {
+    let readable = |error: NodeError| assert!(!whole, "an editor's own tree cannot be edited: {error}");
+    let mut editor = now(Editor::new(nodes.clone(), parent, chunks)).map_err(readable).ok()?;
     let (mut applied, mut given) = (Vec::new(), Vec::new());
     let mut next = 0u64;
     for _ in 0..input.byte() % (MAX_EDITS + 1) {
         let what = input.byte();
         let chunk = if what & 4 == 0 { next.wrapping_add(input.magnitude()) } else { input.u64() };
+        // A run of some length, or up to the end.
+        let run = if what & 8 == 0 {
+            1 + input.magnitude() % (1 << 52)
+        } else {
+            chunks.saturating_sub(chunk).max(1)
+        };
         let edit = match what % 4 {
             0 | 3 => Edit::Chunk(ChunkId::of(&[what])),
-            1 => Edit::Zero(1 + input.magnitude() % (1 << 52)),
-            _ => Edit::Hole(1 + input.magnitude() % (1 << 52)),
+            1 => Edit::Zero(run),
+            _ => Edit::Hole(run),
         };
-        if now(editor.apply(chunk, edit)).is_ok() {
-            assert!(chunk >= next && chunk < chunks, "an edit out of order or of bounds was taken");
-            next = chunk + edit.chunks();
-            assert!(next <= chunks);
-            applied.push((chunk, edit));
-        } else if parent.is_some() {
-            // It may have been a node that cannot be read, and then the editor is at an end.
-            return None;
+        match now(editor.apply(chunk, edit)) {
+            Ok(()) => {
+                assert!(chunk >= next && chunk < chunks, "an edit out of order or of bounds was taken");
+                next = chunk + edit.chunks();
+                assert!(next <= chunks);
+                applied.push((chunk, edit));
+            }
+            Err(EditError::Order { .. } | EditError::Bounds { .. }) => {}
+            // The editor is at an end.
+            Err(EditError::Node(error)) => {
+                readable(error);
+                return None;
+            }
         }
         given.extend(editor.take_fresh());
     }
-    let (root, fresh) = now(editor.finish()).ok()?;
+    let (root, fresh) = now(editor.finish()).map_err(readable).ok()?;
     nodes.keep(given);
     nodes.keep(fresh);
     let tree = Tree { root, chunks };

@@ -1,14 +1,26 @@
 //! What must be true of the server whatever happened before.
 
+use std::collections::HashSet;
+
 use anyhow::{Result, bail, ensure};
-use thinbak_proto::v1::{ListGenerationsRequest, VerifyRequest, verify_event::Event};
+use thinbak_proto::{
+    Failed,
+    v1::{
+        CollectPlan, CollectRequest, ListGenerationsRequest, VerifyRequest, collect_event,
+        verify_event::Event,
+    },
+};
 
 use crate::agent::{Agent, Clients, Heard};
 
 /// Every generation that is listed was backed up, restores to its content and is not damaged; every one that an agent
 /// heard of is listed unless its deletion was asked for; none is listed whose deletion was confirmed. Returns how
 /// many generations there are, and how many of them no agent was told of.
-pub(crate) async fn check(clients: &Clients, agents: &[Agent]) -> Result<(u64, u64)> {
+pub(crate) async fn check(
+    clients: &Clients,
+    agents: &[Agent],
+    manifests: &HashSet<(String, u64)>,
+) -> Result<(u64, u64)> {
     let request = ListGenerationsRequest::default();
     let listed = clients.repository().list_generations(request).await?.into_inner().generations;
     let mut unheard = 0;
@@ -20,6 +32,8 @@ pub(crate) async fn check(clients: &Clients, agents: &[Agent]) -> Result<(u64, u
             // Not by the dates: a clock that was set back dates what comes next by itself.
             ensure!(generation.number > last, "{shown} comes after {last}");
             last = generation.number;
+            let key = (generation.volume_uuid.clone(), generation.number);
+            ensure!(manifests.contains(&key), "{shown} has no manifest: the packs do not know it");
             let image = volume.image_of(generation).map_err(|why| anyhow::anyhow!("{shown}: {why}"))?;
             match clients.compare(generation, &image).await {
                 Ok(None) => {}
@@ -51,4 +65,26 @@ pub(crate) async fn check(clients: &Clients, agents: &[Agent]) -> Result<(u64, u
         }
     }
     Ok((listed.len() as u64, unheard))
+}
+
+/// Frees what nothing needs, without grace; returns what was planned.
+pub(crate) async fn collect(clients: &Clients, dry_run: bool) -> Result<CollectPlan, Failed> {
+    let request =
+        CollectRequest { dry_run, threshold: Some(1.0), grace_ms: Some(0), ..CollectRequest::default() };
+    let mut events = clients.repository().collect(request).await?.into_inner();
+    let mut planned = CollectPlan::default();
+    while let Some(event) = events.message().await? {
+        if let Some(collect_event::Event::Plan(plan)) = event.event {
+            planned = plan;
+        }
+    }
+    Ok(planned)
+}
+
+/// Nothing that no generation needs stays when nobody does anything any more.
+pub(crate) async fn check_nothing_leaks(clients: &Clients) -> Result<()> {
+    let plan = collect(clients, true).await?;
+    let left = [plan.dead_packs, plan.repack_packs, plan.kept_dead_bytes, plan.lost_chunks];
+    ensure!(left == [0; 4], "left after a collection: {plan:?}");
+    Ok(())
 }

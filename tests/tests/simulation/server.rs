@@ -1,6 +1,7 @@
 //! The server's process and its disk: started, killed, and what a power failure leaves of it.
 
 use std::{
+    collections::HashSet,
     fs, io,
     path::{Path, PathBuf},
     sync::{
@@ -82,6 +83,12 @@ impl Server {
     /// Where the catalogue is kept as it was when power failed.
     fn then(&self) -> PathBuf {
         self.dir.path().join("catalogue-then")
+    }
+
+    /// The generations, by volume and number, of which there is a manifest in the packs.
+    pub(crate) fn manifests(&self) -> Result<HashSet<(String, u64)>> {
+        let process = self.process.as_ref().context("no server runs")?;
+        Ok(process.repository.manifests()?.into_iter().collect())
     }
 
     /// How many operations the disk has done.

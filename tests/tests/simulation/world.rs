@@ -9,7 +9,7 @@ use thinbak_proto::FailureKind;
 
 use crate::{
     agent::{Agent, Clients},
-    checker::check,
+    checker::{check, check_nothing_leaks, collect},
     network::Network,
     server::{End, Server},
 };
@@ -30,6 +30,7 @@ pub(crate) struct Seen {
     operations_failed: u64,
     powers_lost: u64,
     kills: u64,
+    collections: u64,
 }
 
 impl Seen {
@@ -43,13 +44,15 @@ impl Seen {
         self.operations_failed += other.operations_failed;
         self.powers_lost += other.powers_lost;
         self.kills += other.kills;
+        self.collections += other.collections;
     }
 
     /// Everything that these seeds are there for has happened.
     pub(crate) fn assert_eventful(&self) {
         let Self { backups, failures, generations, unheard, connections_cut, .. } = *self;
         let happened = [backups, failures, generations, unheard, connections_cut];
-        let faults = [self.commits_lost, self.operations_failed, self.powers_lost, self.kills];
+        let faults =
+            [self.commits_lost, self.operations_failed, self.powers_lost, self.kills, self.collections];
         assert!(happened.into_iter().chain(faults).all(|count| count > 0), "{self:?}");
     }
 }
@@ -72,6 +75,8 @@ pub(crate) struct World {
     network: Arc<Network>,
     server: Server,
     agents: Vec<Agent>,
+    /// Who frees space, now and then.
+    collector: Clients,
     /// Whose connections nothing happens to.
     checker: Clients,
     seen: Seen,
@@ -80,14 +85,15 @@ pub(crate) struct World {
 impl World {
     pub(crate) async fn new(seed: u64) -> Result<Self> {
         let mut random = StdRng::seed_from_u64(seed);
-        let network = Network::new(seed, AGENTS + 1);
+        let network = Network::new(seed, AGENTS + 2);
         let mut server = Server::new(seed).await?;
         server.start(&network).await?;
         let agent =
             |number| Agent::new(number, network.channel(number), StdRng::seed_from_u64(random.random()));
         let agents = (0..AGENTS).map(agent).collect();
-        let checker = Clients(network.channel(AGENTS));
-        Ok(Self { random, network, server, agents, checker, seen: Seen::default() })
+        let collector = Clients(network.channel(AGENTS));
+        let checker = Clients(network.channel(AGENTS + 1));
+        Ok(Self { random, network, server, agents, collector, checker, seen: Seen::default() })
     }
 
     pub(crate) async fn run(mut self) -> Result<Seen> {
@@ -97,6 +103,13 @@ impl World {
         }
         self.restart(End::Closed).await?;
         let (generations, unheard) = self.check().await.context("at the end")?;
+        // What is in the pack being written is looked at when that is complete.
+        for _ in 0..2 {
+            collect(&self.checker, false).await?;
+            self.restart(End::Closed).await?;
+        }
+        check_nothing_leaks(&self.checker).await?;
+        self.check().await.context("after the last collection")?;
         let (connections_cut, commits_lost) = self.network.counts();
         let backups = self.agents.iter().map(|agent| agent.backups).sum();
         Ok(Seen { generations, unheard, connections_cut, commits_lost, backups, ..self.seen })
@@ -130,13 +143,23 @@ impl World {
         places.shuffle(&mut self.random);
         places.truncate(self.random.random_range(1..=AGENTS));
         let acting = self.agents.iter_mut().enumerate().filter(|(place, _)| places.contains(place));
-        let outcomes = join_all(acting.map(|(_, agent)| async move {
+        let collects = self.random.random_bool(0.4);
+        let collector = self.collector.clone();
+        let collecting = async {
+            match collects {
+                true => collect(&collector, false).await.map(|_| ()),
+                false => Ok(()),
+            }
+        };
+        let acting = join_all(acting.map(|(_, agent)| async move {
             let first = agent.act().await;
             // The same agent again: what it was not told, it does once more.
             (first, agent.act().await)
-        }))
-        .await;
-        for failed in outcomes.into_iter().flat_map(|(one, other)| [one.err(), other.err()]).flatten() {
+        }));
+        let (outcomes, collected) = futures::join!(acting, collecting);
+        self.seen.collections += u64::from(collects && collected.is_ok());
+        let failures = outcomes.into_iter().flat_map(|(one, other)| [one.err(), other.err()]);
+        for failed in failures.chain([collected.err()]).flatten() {
             self.seen.failures += 1;
             match failed.kind {
                 FailureKind::Damaged | FailureKind::Usage => bail!("{:?}: {failed}", failed.kind),
@@ -152,9 +175,9 @@ impl World {
     fn pass_time(&mut self) {
         let step = self.random.random_range(0..86_400_000);
         let clock = &self.server.clock;
-        // Sometimes somebody sets it back.
+        // Sometimes somebody sets it back; by so little that generations still get later and later.
         match self.random.random_bool(0.1) {
-            true => clock.fetch_sub(step, Ordering::Relaxed),
+            true => clock.fetch_sub(step / 144, Ordering::Relaxed),
             false => clock.fetch_add(step, Ordering::Relaxed),
         };
     }
@@ -194,6 +217,7 @@ impl World {
     }
 
     async fn check(&mut self) -> Result<(u64, u64)> {
-        check(&self.checker, &self.agents).await
+        let manifests = self.server.manifests()?;
+        check(&self.checker, &self.agents, &manifests).await
     }
 }
