@@ -147,7 +147,7 @@ async fn session(world: &World, input: &mut Input<'_>) {
     };
     loop {
         match answers.message().await {
-            Ok(Some(v1::BackupResponse { message: Some(Answer::Committed(generation)) })) => {
+            Ok(Some(v1::BackupResponse { message: Some(Answer::Committed(generation)), .. })) => {
                 committed(&mut generations, &generation).await;
                 assert!(generation.mapped_bytes <= generation.size_bytes, "{generation:?}, {named:?}");
             }
