@@ -1,10 +1,13 @@
 //! The gRPC services of thinbak and what both of their sides must agree on:
-//! chunk and map-node ids, the encoding of map nodes, how a failure travels, how lengths of time are written.
+//! chunk and map-node ids, the encoding of map nodes, how a failure travels, how lengths of time and moments are
+//! written, and what `--json` says of the events of jobs.
 
 mod duration;
 mod failure;
 mod id;
+pub mod json;
 mod map_node;
+mod moment;
 
 pub use duration::{InvalidDuration, format_duration, parse_duration};
 pub use failure::{Failed, FailureKind};
@@ -13,6 +16,7 @@ pub use map_node::{
     FAN_OUT, MAX_LEVELS, MAX_NODE_LEN, MapEntry, MapNode, MapNodeError, chunk_count, levels_for,
     span_of_level,
 };
+pub use moment::{format_local, format_utc};
 
 /// Generated messages, clients and servers.
 #[expect(

@@ -175,8 +175,13 @@ impl Store {
     ///
     /// Who relies on the answer made a [`claim`](Self::claim) before.
     pub async fn contains(&self, ids: Vec<[u8; 32]>) -> Result<Vec<bool>, StoreError> {
+        Ok(self.touch(ids).await?.into_iter().map(|found| found.is_some()).collect())
+    }
+
+    /// Where the records are that [`contains`](Self::contains) finds, for who relies on them as well.
+    pub(crate) async fn touch(&self, ids: Vec<[u8; 32]>) -> Result<Vec<Option<Location>>, StoreError> {
         let shared = self.inner.shared.clone();
-        blocking(move || Ok(shared.touch(&ids)?.into_iter().map(|found| found.is_some()).collect())).await
+        blocking(move || shared.touch(&ids)).await
     }
 
     /// Where the records of `ids` are, in their order; `None` where [`contains`](Self::contains) says no.

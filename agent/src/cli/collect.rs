@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use clap::Args;
-use serde_json::{Value, json};
-use thinbak_proto::v1::{CollectPack, CollectPlan, CollectRequest, CollectSummary, collect_event::Event};
+use serde_json::json;
+use thinbak_proto::v1::{CollectPlan, CollectRequest, CollectSummary, collect_event::Event};
 
 use super::{Context, grammar, jobs::going_on, stop::Stop};
 use crate::{
-    output::human,
+    output::{human, json},
     repository_client::{self, RepositoryConnection},
 };
 
@@ -63,7 +63,7 @@ async fn follow(context: &Context, connection: &RepositoryConnection, collect: &
         match event.event {
             Some(Event::Plan(plan)) => {
                 if output.is_json() {
-                    going_on(output.json_line(&plan_json(&plan, collect.dry_run)))?;
+                    going_on(output.json_line(&json::collect_plan(&plan, collect.dry_run)))?;
                 } else {
                     plan_lines(&plan).iter().try_for_each(|line| going_on(output.line(line)))?;
                 }
@@ -85,7 +85,9 @@ async fn follow(context: &Context, connection: &RepositoryConnection, collect: &
             Some(Event::Progress(progress)) => {
                 bars.update("collect", "", progress.done_bytes, progress.total_bytes);
             }
-            Some(Event::Pack(pack)) if output.is_json() => going_on(output.json_line(&pack_json(&pack)))?,
+            Some(Event::Pack(pack)) if output.is_json() => {
+                going_on(output.json_line(&json::collect_pack(&pack)))?
+            }
             Some(Event::Pack(pack)) if pack.kept.is_empty() => {}
             Some(Event::Pack(pack)) => {
                 bars.clear();
@@ -94,7 +96,7 @@ async fn follow(context: &Context, connection: &RepositoryConnection, collect: &
             Some(Event::Summary(summary)) => {
                 bars.clear();
                 if output.is_json() {
-                    going_on(output.json_line(&summary_json(&summary, collect.dry_run)))?;
+                    going_on(output.json_line(&json::collect_summary(&summary, collect.dry_run)))?;
                 } else if !collect.dry_run {
                     going_on(output.line(&summary_line(&summary)))?;
                 }
@@ -144,56 +146,4 @@ fn summary_line(summary: &CollectSummary) -> String {
         summary.kept_packs,
         human::seconds(summary.seconds)
     )
-}
-
-fn plan_json(plan: &CollectPlan, dry_run: bool) -> Value {
-    json!({
-        "message_type": "plan",
-        "job": "collect",
-        "dry_run": dry_run,
-        "packs": plan.packs,
-        "pack_bytes": plan.pack_bytes,
-        "dead_packs": plan.dead_packs,
-        "dead_pack_bytes": plan.dead_pack_bytes,
-        "repack_packs": plan.repack_packs,
-        "repack_pack_bytes": plan.repack_pack_bytes,
-        "repack_live_bytes": plan.repack_live_bytes,
-        "kept_dead_bytes": plan.kept_dead_bytes,
-        "free_bytes": plan.free_bytes,
-        "expired_generations": plan.expired_generations,
-        "generations": plan.generations,
-        "lost_chunks": plan.lost_chunks,
-    })
-}
-
-fn pack_json(pack: &CollectPack) -> Value {
-    let reason = match pack.reason() {
-        thinbak_proto::v1::CollectReason::MostlyDead => "mostly_dead",
-        _ => "dead",
-    };
-    json!({
-        "message_type": "pack",
-        "job": "collect",
-        "pack": pack.pack,
-        "reason": reason,
-        "moved_bytes": pack.moved_bytes,
-        "freed_bytes": pack.freed_bytes,
-        "kept": pack.kept,
-    })
-}
-
-fn summary_json(summary: &CollectSummary, dry_run: bool) -> Value {
-    json!({
-        "message_type": "summary",
-        "job": "collect",
-        "dry_run": dry_run,
-        "removed_packs": summary.removed_packs,
-        "kept_packs": summary.kept_packs,
-        "removed_bytes": summary.removed_bytes,
-        "moved_bytes": summary.moved_bytes,
-        "freed_bytes": summary.freed_bytes,
-        "expired_generations": summary.expired_generations,
-        "lost_chunks": summary.lost_chunks,
-        "seconds": summary.seconds,
-    })
 }

@@ -1,30 +1,12 @@
 //! Numbers and times for a person.
 
 use indicatif::BinaryBytes;
-use jiff::{Timestamp, tz::TimeZone};
+pub(crate) use thinbak_proto::format_local as time;
 use thinbak_proto::v1::{RecordKind, VerifyRecord};
 
 /// `1.50 GiB`.
 pub(crate) fn bytes(bytes: u64) -> String {
     BinaryBytes(bytes).to_string()
-}
-
-/// RFC 3339 in local time, to the second.
-pub(crate) fn time(ms: u64) -> String {
-    at(ms, TimeZone::system(), "%Y-%m-%dT%H:%M:%S%:z")
-}
-
-/// RFC 3339 in UTC, to the millisecond.
-pub(crate) fn utc(ms: u64) -> String {
-    at(ms, TimeZone::UTC, "%Y-%m-%dT%H:%M:%S%.3fZ")
-}
-
-fn at(ms: u64, zone: TimeZone, format: &str) -> String {
-    i64::try_from(ms)
-        .ok()
-        .and_then(|ms| Timestamp::from_millisecond(ms).ok())
-        .map(|timestamp| timestamp.to_zoned_datetime(zone).strftime(format).to_string())
-        .unwrap_or_default()
 }
 
 /// `0.3 s`, `2 min 5 s`, `1 h 2 min`.
@@ -80,11 +62,5 @@ mod tests {
         assert_eq!(seconds(3725.0), "1 h 2 min");
         assert_eq!(used(3, 7), "3 of 7 (42.9 %)");
         assert_eq!(used(0, 0), "0 of 0 (0.0 %)");
-    }
-
-    #[test]
-    fn times_are_rfc_3339() {
-        assert_eq!(utc(1_795_435_200_123), "2026-11-23T12:00:00.123Z");
-        assert!(time(1_795_435_200_123).parse::<Timestamp>().is_ok());
     }
 }

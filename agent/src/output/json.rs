@@ -1,17 +1,19 @@
 //! The shapes of `--json`. Queries answer with one document; jobs with an object a line, whose `message_type`
-//! is `status`, `summary` or `error`.
+//! is `status`, `summary` or `error`. What `thinbak-server` says in the same words is
+//! written in `thinbak-proto`.
 
 use serde_json::{Value, json};
+pub(crate) use thinbak_proto::json::{
+    collect_pack, collect_plan, collect_summary, prune_decision, prune_summary, verify_summary,
+};
 use thinbak_proto::{
-    Failed, FailureKind,
+    Failed, FailureKind, format_utc,
     v1::{
         AgentStatusResponse, CheckPoolResponse, DeletedGeneration, Generation, JobStatus, JobSummary,
-        MsnapInfo, PoolDiscards, PoolInfo, PoolSettings, PruneDecision, PruneSummary, RunningJob,
-        VerifyDamage, VerifyPack, VerifyRecord, VerifySummary, VolumeInfo, VolumeKind,
+        MsnapInfo, PoolDiscards, PoolInfo, PoolSettings, RunningJob, VerifyDamage, VerifyPack, VerifyRecord,
+        VolumeInfo, VolumeKind,
     },
 };
-
-use super::human::utc;
 
 /// A job's progress.
 pub(crate) fn status(status: &JobStatus) -> Value {
@@ -152,7 +154,7 @@ pub(crate) fn volume(volume: &VolumeInfo) -> Value {
         "device_id": volume.device_id,
         "size_bytes": volume.size_bytes,
         "mapped_bytes": volume.mapped_bytes,
-        "created_at": Some(volume.created_at_ms).filter(|ms| *ms > 0).map(utc),
+        "created_at": Some(volume.created_at_ms).filter(|ms| *ms > 0).map(format_utc),
         "read_only": volume.read_only,
         "external_origin": volume.origin.as_ref().map(|origin| json!({
             "path": origin.path,
@@ -180,7 +182,7 @@ pub(crate) fn generation(generation: &Generation) -> Value {
         "volume": generation.volume_name,
         "volume_uuid": generation.volume_uuid,
         "generation": generation.number,
-        "created_at": utc(generation.created_at_ms),
+        "created_at": format_utc(generation.created_at_ms),
         "size_bytes": generation.size_bytes,
         "mapped_bytes": generation.mapped_bytes,
         "changed_bytes": generation.changed_bytes,
@@ -196,7 +198,7 @@ pub(crate) fn generation(generation: &Generation) -> Value {
             "pool_uuid": point.pool_uuid,
             "device_id": point.device_id,
             "transaction_id": point.transaction_id,
-            "created_at": utc(point.created_at_ms),
+            "created_at": format_utc(point.created_at_ms),
             "size_bytes": point.size_bytes,
             "block_bytes": point.block_bytes,
             "mapped_blocks": point.mapped_blocks,
@@ -207,35 +209,10 @@ pub(crate) fn generation(generation: &Generation) -> Value {
 pub(crate) fn deleted_generation(deleted: &DeletedGeneration) -> Value {
     let mut value = deleted.generation.as_ref().map(generation).unwrap_or_default();
     if let Some(members) = value.as_object_mut() {
-        members.insert("deleted_at".to_owned(), utc(deleted.deleted_at_ms).into());
-        members.insert("undelete_until".to_owned(), utc(deleted.undelete_until_ms).into());
+        members.insert("deleted_at".to_owned(), format_utc(deleted.deleted_at_ms).into());
+        members.insert("undelete_until".to_owned(), format_utc(deleted.undelete_until_ms).into());
     }
     value
-}
-
-pub(crate) fn prune_decision(decision: &PruneDecision) -> Value {
-    json!({
-        "message_type": "status",
-        "job": "prune",
-        "volume": decision.volume_name,
-        "generation": decision.number,
-        "created_at": utc(decision.created_at_ms),
-        "action": if decision.remove { "remove" } else { "keep" },
-        "reasons": decision.reasons,
-    })
-}
-
-pub(crate) fn prune_summary(summary: &PruneSummary, dry_run: bool) -> Value {
-    json!({
-        "message_type": "summary",
-        "job": "prune",
-        "dry_run": dry_run,
-        "volumes": summary.volumes,
-        "kept": summary.kept,
-        "removed": summary.removed,
-        "grace_seconds": summary.grace_seconds,
-        "seconds": summary.seconds,
-    })
 }
 
 pub(crate) fn verify_damage(damage: &VerifyDamage) -> Value {
@@ -277,32 +254,11 @@ pub(crate) fn damaged_pack(pack: &VerifyPack) -> Value {
     })
 }
 
-pub(crate) fn verify_summary(summary: &VerifySummary) -> Value {
-    json!({
-        "message_type": "summary",
-        "job": "verify",
-        "generations": summary.generations,
-        "chunks_checked": summary.chunks_checked,
-        "chunks_skipped": summary.chunks_skipped,
-        "map_nodes_checked": summary.map_nodes_checked,
-        "bytes_checked": summary.bytes_checked,
-        "damaged": summary.damaged,
-        "damaged_records": summary.damaged_records,
-        "damaged_packs": summary.damaged_packs,
-        "damaged_generations": summary.damaged_generations,
-        "packs_checked": summary.packs_checked,
-        "packs_skipped": summary.packs_skipped,
-        "stored_bytes": summary.stored_bytes,
-        "lifted_records": summary.lifted_records,
-        "seconds": summary.seconds,
-    })
-}
-
 pub(crate) fn agent(status: &AgentStatusResponse) -> Value {
     json!({
         "version": status.version,
         "pid": status.pid,
-        "started_at": utc(status.started_at_ms),
+        "started_at": format_utc(status.started_at_ms),
         "pools": status.pools.iter().map(pool).collect::<Vec<_>>(),
         "jobs": status.jobs.iter().map(job).collect::<Vec<_>>(),
     })
@@ -315,7 +271,7 @@ fn job(job: &RunningJob) -> Value {
         "phase": job.phase,
         "done_bytes": job.done_bytes,
         "total_bytes": job.total_bytes,
-        "started_at": utc(job.started_at_ms),
+        "started_at": format_utc(job.started_at_ms),
     })
 }
 

@@ -2,8 +2,7 @@
 
 use std::io::{IsTerminal as _, Write as _};
 
-use serde_json::json;
-use thinbak_proto::{Failed, v1};
+use thinbak_proto::{Failed, json, v1};
 use thinbak_server::{config::Config, routes};
 use tonic::Streaming;
 use v1::{collect_event::Event, repository_client::RepositoryClient};
@@ -65,23 +64,7 @@ async fn follow(
 impl Output {
     pub(super) fn collect_plan(&self, plan: &v1::CollectPlan, dry_run: bool) {
         if self.json {
-            return self.data(json!({
-                "message_type": "plan",
-                "job": "collect",
-                "dry_run": dry_run,
-                "packs": plan.packs,
-                "pack_bytes": plan.pack_bytes,
-                "dead_packs": plan.dead_packs,
-                "dead_pack_bytes": plan.dead_pack_bytes,
-                "repack_packs": plan.repack_packs,
-                "repack_pack_bytes": plan.repack_pack_bytes,
-                "repack_live_bytes": plan.repack_live_bytes,
-                "kept_dead_bytes": plan.kept_dead_bytes,
-                "free_bytes": plan.free_bytes,
-                "expired_generations": plan.expired_generations,
-                "generations": plan.generations,
-                "lost_chunks": plan.lost_chunks,
-            }));
+            return self.data(json::collect_plan(plan, dry_run));
         }
         self.data(format_args!(
             "to be freed: {} of {} in {} packs: {} in {} packs with nothing in use, {} in {} packs mostly not in use, of \
@@ -106,16 +89,7 @@ impl Output {
 
     pub(super) fn collect_pack(&self, pack: &v1::CollectPack) {
         if self.json {
-            let reason = if pack.reason() == v1::CollectReason::MostlyDead { "mostly_dead" } else { "dead" };
-            return self.data(json!({
-                "message_type": "pack",
-                "job": "collect",
-                "pack": pack.pack,
-                "reason": reason,
-                "moved_bytes": pack.moved_bytes,
-                "freed_bytes": pack.freed_bytes,
-                "kept": pack.kept,
-            }));
+            return self.data(json::collect_pack(pack));
         }
         if !pack.kept.is_empty() {
             self.say(format_args!("pack {:08x} stays: {}", pack.pack, pack.kept));
@@ -124,19 +98,7 @@ impl Output {
 
     pub(super) fn collected(&self, summary: &v1::CollectSummary, dry_run: bool) {
         if self.json {
-            return self.data(json!({
-                "message_type": "summary",
-                "job": "collect",
-                "dry_run": dry_run,
-                "removed_packs": summary.removed_packs,
-                "kept_packs": summary.kept_packs,
-                "removed_bytes": summary.removed_bytes,
-                "moved_bytes": summary.moved_bytes,
-                "freed_bytes": summary.freed_bytes,
-                "expired_generations": summary.expired_generations,
-                "lost_chunks": summary.lost_chunks,
-                "seconds": summary.seconds,
-            }));
+            return self.data(json::collect_summary(summary, dry_run));
         }
         if std::io::stderr().is_terminal() {
             let _ = write!(anstream::stderr().lock(), "\r\x1b[K");

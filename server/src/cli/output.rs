@@ -8,9 +8,8 @@ use std::{
 };
 
 use comfy_table::{CellAlignment, Table, presets};
-use jiff::{Timestamp, tz::TimeZone};
 use serde_json::{Value, json};
-use thinbak_proto::{Failed, v1};
+use thinbak_proto::{Failed, format_local, json, v1};
 
 pub(super) struct Output {
     pub(super) json: bool,
@@ -94,15 +93,7 @@ impl Output {
 
     /// What becomes of a generation, as a line of JSON.
     pub(super) fn decision(&self, decision: &v1::PruneDecision) {
-        self.data(json!({
-            "message_type": "status",
-            "job": "prune",
-            "volume": decision.volume_name,
-            "generation": decision.number,
-            "created_at": utc(decision.created_at_ms),
-            "action": if decision.remove { "remove" } else { "keep" },
-            "reasons": decision.reasons,
-        }));
+        self.data(json::prune_decision(decision));
     }
 
     /// What became of generations, as a table.
@@ -114,7 +105,7 @@ impl Output {
             table.add_row([
                 decision.volume_name.clone(),
                 decision.number.to_string(),
-                local(decision.created_at_ms),
+                format_local(decision.created_at_ms),
                 if decision.remove { "remove" } else { "keep" }.to_owned(),
                 decision.reasons.join(", "),
             ]);
@@ -126,18 +117,9 @@ impl Output {
     }
 
     pub(super) fn pruned(&self, summary: &v1::PruneSummary, dry_run: bool) {
-        let v1::PruneSummary { volumes, kept, removed, grace_seconds, seconds } = *summary;
+        let v1::PruneSummary { volumes, kept, removed, .. } = *summary;
         if self.json {
-            return self.data(json!({
-                "message_type": "summary",
-                "job": "prune",
-                "dry_run": dry_run,
-                "volumes": volumes,
-                "kept": kept,
-                "removed": removed,
-                "grace_seconds": grace_seconds,
-                "seconds": seconds,
-            }));
+            return self.data(json::prune_summary(summary, dry_run));
         }
         let verb = if dry_run { "would be deleted" } else { "are deleted" };
         self.say(format_args!("{removed} generations of {volumes} volumes {verb}, {kept} kept"));
@@ -202,24 +184,7 @@ impl Output {
 
     pub(super) fn verified(&self, summary: &v1::VerifySummary) {
         if self.json {
-            return self.data(json!({
-                "message_type": "summary",
-                "job": "verify",
-                "generations": summary.generations,
-                "chunks_checked": summary.chunks_checked,
-                "chunks_skipped": summary.chunks_skipped,
-                "map_nodes_checked": summary.map_nodes_checked,
-                "bytes_checked": summary.bytes_checked,
-                "damaged": summary.damaged,
-                "damaged_records": summary.damaged_records,
-                "damaged_packs": summary.damaged_packs,
-                "damaged_generations": summary.damaged_generations,
-                "packs_checked": summary.packs_checked,
-                "packs_skipped": summary.packs_skipped,
-                "stored_bytes": summary.stored_bytes,
-                "lifted_records": summary.lifted_records,
-                "seconds": summary.seconds,
-            }));
+            return self.data(json::verify_summary(summary));
         }
         if std::io::stderr().is_terminal() {
             let _ = write!(anstream::stderr().lock(), "\r\x1b[K");
@@ -238,21 +203,6 @@ impl Output {
             summary.damaged_records, summary.damaged_packs, summary.damaged_generations
         ));
     }
-}
-
-/// RFC 3339 in UTC, to the millisecond.
-fn utc(ms: u64) -> String {
-    at(ms, TimeZone::UTC, "%Y-%m-%dT%H:%M:%S%.3fZ")
-}
-
-/// RFC 3339 in local time, to the second: the calendar of the policies.
-fn local(ms: u64) -> String {
-    at(ms, TimeZone::system(), "%Y-%m-%dT%H:%M:%S%:z")
-}
-
-fn at(ms: u64, zone: TimeZone, format: &str) -> String {
-    let moment = i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
-    moment.map(|moment| moment.to_zoned_datetime(zone).strftime(format).to_string()).unwrap_or_default()
 }
 
 fn kind_name(kind: v1::RecordKind) -> &'static str {

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     repository::Repository,
-    store::{PackRecord, Removal, Store},
+    store::{PackRecord, Removal, Store, StoreError},
 };
 
 /// Records are copied in groups of at most so many bytes (or one record): so much memory is taken, and puts wait
@@ -36,6 +36,8 @@ enum Kept {
     ReliedOn,
     /// Records in use cannot be read, or are not found.
     Damaged,
+    /// Its file is another pack, or no pack at all.
+    Foreign,
     /// It may hold what a generation misses.
     Missed,
     /// The index finds something in use there.
@@ -47,6 +49,7 @@ impl Kept {
         match self {
             Self::ReliedOn => "a running backup relies on what is in it",
             Self::Damaged => "records in use are damaged",
+            Self::Foreign => "its file does not hold this pack",
             Self::Missed => "it may hold what a generation misses",
             Self::InUse => "it is in use again",
         }
@@ -109,12 +112,15 @@ impl<'a> Sweep<'a> {
     ) -> Result<Option<Kept>, End> {
         let records = match self.store.pack_records(pack.number).await {
             Ok(records) => records,
-            // Of a pack that is missing, or whose header is another's, nothing is in use and nothing is missed.
-            Err(error)
-                if error.is_damage() && reason == CollectReason::Dead && self.marked.lost.is_empty() =>
+            // Its file is gone, nothing of it is in use, and nothing is missed: so it is forgotten.
+            Err(StoreError::PackMissing { .. })
+                if reason == CollectReason::Dead && self.marked.lost.is_empty() =>
             {
-                tracing::warn!(pack = pack.number, %error, "removing what is left of a pack that nothing needs");
                 Vec::new()
+            }
+            // What is in the file may be the only copy of what another pack should have.
+            Err(StoreError::WrongPack { .. } | StoreError::OversizedPack { .. }) => {
+                return Ok(Some(Kept::Foreign));
             }
             Err(error) if error.is_damage() => return Ok(Some(Kept::Damaged)),
             Err(error) => return Err(error.into()),

@@ -32,6 +32,15 @@ impl Geometry {
         let offset = |chunk: u64| chunk.saturating_mul(u64::from(self.chunk_bytes)).min(self.size_bytes);
         offset(first.saturating_add(chunks)).saturating_sub(offset(first))
     }
+
+    /// Refuses a chunk of another length than the volume has there; `how` it came, for the message.
+    pub(super) fn check_length(&self, chunk: u64, plain_len: u32, how: &str) -> Result<(), Failed> {
+        let expected = self.bytes_of(chunk, 1);
+        if u64::from(plain_len) == expected {
+            return Ok(());
+        }
+        Err(usage(format!("chunk {chunk} was {how} with {plain_len} bytes, where the volume has {expected}")))
+    }
 }
 
 /// A batch that may be stored.
@@ -41,8 +50,8 @@ pub(super) struct Checked {
     pub(super) records: Vec<NewRecord>,
     /// What the map is to say.
     pub(super) edits: Vec<(u64, Edit)>,
-    /// Chunks that the client believes to be stored.
-    pub(super) present: Vec<[u8; ID_LEN]>,
+    /// Chunks that the client believes to be stored, and where in the volume they are.
+    pub(super) present: Vec<(u64, [u8; ID_LEN])>,
     /// Volume bytes that the entries cover.
     pub(super) changed_bytes: u64,
     /// Stored bytes that the batch carried.
@@ -113,7 +122,7 @@ pub(super) fn check_content(batch: v1::BackupBatch, geometry: Geometry) -> Resul
             Some(Entry::Hole(chunks)) => Edit::Hole(chunks),
             Some(Entry::Present(id)) => {
                 let id = parse_id(&id)?;
-                checked.present.push(id);
+                checked.present.push((item.chunk, id));
                 Edit::Chunk(ChunkId::from_bytes(id))
             }
             Some(Entry::New(new)) => {
@@ -137,13 +146,7 @@ fn check_chunk(
     unpacker: &mut Unpacker,
 ) -> Result<(Edit, Option<NewRecord>), Failed> {
     let id = ChunkId::from_bytes(parse_id(&new.id)?);
-    let expected = geometry.bytes_of(chunk, 1);
-    if u64::from(new.plain_len) != expected {
-        return Err(usage(format!(
-            "chunk {chunk} was sent with {} bytes, where it has {expected}",
-            new.plain_len
-        )));
-    }
+    geometry.check_length(chunk, new.plain_len, "sent")?;
     let plain = unpacker.check(id, new.codec, new.plain_len, &new.stored).map_err(|error| {
         let kind = match error {
             PlainError::Codec(_) | PlainError::TooLong { .. } => FailureKind::Usage,

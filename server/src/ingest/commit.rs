@@ -158,13 +158,7 @@ async fn check_ends(store: &Store, tree: Tree, geometry: Geometry, parent_size: 
     for chunk in [last_of(parent_size), last_of(geometry.size_bytes)] {
         let Some(id) = look(store, tree, chunk).await?.chunk() else { continue };
         let record = store.get(*id.as_bytes()).await?;
-        let (found, expected) =
-            (record.map_or(0, |record| u64::from(record.plain_len)), geometry.bytes_of(chunk, 1));
-        if found != expected {
-            let message =
-                format!("chunk {chunk} was kept with {found} bytes, where the resized volume has {expected}");
-            return Err(Failed::new(FailureKind::Usage, message));
-        }
+        geometry.check_length(chunk, record.map_or(0, |record| record.plain_len), "kept")?;
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::{StreamExt as _, future::BoxFuture, stream::FuturesOrdered};
-use thinbak_proto::{ChunkId, Failed, FailureKind, NodeId, v1};
+use thinbak_proto::{ChunkId, Failed, FailureKind, ID_LEN, NodeId, v1};
 use tokio::sync::watch;
 use tonic::{Status, Streaming};
 use uuid::Uuid;
@@ -19,7 +19,7 @@ use crate::{
     map_tree::{EditError, Editor, FreshNode, NodeError, Tree},
     metrics::Job,
     repository::{Pin, Repository, SessionGuard, check_volume_name},
-    store::{Claim, Kind, NewRecord, PutOutcome, Store},
+    store::{Claim, Kind, Location, NewRecord, PutOutcome, Store},
 };
 
 /// Stored bytes that a client may send ahead of the acknowledgements.
@@ -223,9 +223,7 @@ impl Session {
         let store = self.repository.store.clone();
         let Some(backup) = self.backup.as_mut() else { return Err(usage("a batch without a backup")) };
         // Asked only now, because the chunk may have come with an earlier batch.
-        let found = store.contains(checked.present.clone()).await?;
-        let lacking = checked.present.iter().zip(found).filter(|(_, found)| !found).map(|(id, _)| *id);
-        backup.lack(&store, lacking.collect()).await?;
+        backup.check_present(&store, &checked.present).await?;
         backup.totals.add(put);
         backup.totals.changed_bytes += checked.changed_bytes;
         for (chunk, edit) in checked.edits {
@@ -264,21 +262,40 @@ impl Session {
 }
 
 impl Backup {
-    /// Notes chunks that a batch named as present and that cannot be had: the client is told at the commit. One that
-    /// was never there is the client's mistake.
-    async fn lack(&mut self, store: &Store, ids: Vec<[u8; 32]>) -> Result<(), Failed> {
-        let known = store.indexed_at(ids.clone()).await?;
-        for (id, known) in ids.into_iter().map(ChunkId::from_bytes).zip(known) {
-            if known.is_none() {
-                return Err(usage(format!(
-                    "chunk {id} was named as present, which the repository does not have"
-                )));
+    /// Checks chunks that a batch named as present. What is there but cannot be had is noted: the client is told at the
+    /// commit. What was never there, is no chunk or is of another length is the client's mistake.
+    async fn check_present(&mut self, store: &Store, present: &[(u64, [u8; ID_LEN])]) -> Result<(), Failed> {
+        let mut lacking = Vec::new();
+        let found = store.touch(present.iter().map(|(_, id)| *id).collect()).await?;
+        for ((chunk, id), location) in present.iter().zip(found) {
+            match location {
+                Some(location) => self.check_chunk(*chunk, *id, Some(location))?,
+                None => lacking.push((*chunk, *id)),
             }
+        }
+        if lacking.is_empty() {
+            return Ok(());
+        }
+        let known = store.indexed_at(lacking.iter().map(|(_, id)| *id).collect()).await?;
+        for ((chunk, id), location) in lacking.into_iter().zip(known) {
+            self.check_chunk(chunk, id, location)?;
             if self.lacking.len() < MAX_QUERY_IDS {
-                self.lacking.push(id);
+                self.lacking.push(ChunkId::from_bytes(id));
             }
         }
         Ok(())
+    }
+
+    /// Whether what the index knows of an id is a chunk that can stand at this place of the volume. The index says what
+    /// the record's header says, and that was written of bytes whose id was recomputed.
+    fn check_chunk(&self, chunk: u64, id: [u8; ID_LEN], known: Option<Location>) -> Result<(), Failed> {
+        let Some(location) = known.filter(|location| location.kind == Kind::Chunk) else {
+            let id = ChunkId::from_bytes(id);
+            return Err(usage(format!(
+                "chunk {id} was named as present, which the repository does not have"
+            )));
+        };
+        self.geometry.check_length(chunk, location.plain_len, "named as present")
     }
 
     async fn begin(repository: &Arc<Repository>, begin: v1::BackupBegin) -> Result<Self, Failed> {

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::*;
-use crate::ingest::tests::client::{CHUNK, after, full, full_chunk, new};
+use crate::ingest::tests::client::{CHUNK, after, full, full_chunk, new, packed};
 
 /// Three generations; of the second nothing but its own ten chunks dies with it.
 async fn three() -> (Place, Vec<v1::Generation>) {
@@ -127,6 +127,49 @@ async fn with_an_unreadable_map_node_nothing_is_freed_and_the_generation_is_name
     collect(&place, ALL).await.unwrap();
     let found: HashSet<_> = needed(&place, &generations[2..]).await;
     assert_eq!(stored(&place), found);
+}
+
+/// Two packs of equal length have changed places while the server was not running. Nothing of the one is in use, and so
+/// its name may go; but what is in its file now is in use.
+#[tokio::test]
+async fn a_file_in_the_place_of_a_dead_pack_that_is_another_pack_stays() {
+    let place = Place::new().await;
+    let mut backup = place.begin(full(Uuid::new_v4(), "h/p/v", 200 * CHUNK)).await.unwrap();
+    for first in [0, 10] {
+        let items = (first..first + 10).map(|chunk| packed(chunk, &full_chunk(chunk).unwrap(), 0));
+        backup.batch(items.collect()).await.unwrap();
+        place.repository.store.settle().await.unwrap();
+    }
+    let first = backup.commit().await.unwrap();
+    let items = (0..10).map(|chunk| new(chunk, 100 + chunk)).collect();
+    let second = place.back_up(after(&first, 200 * CHUNK), items).await.unwrap();
+    delete(&place, &first).await;
+    place.repository.close().await;
+    let exchange = |place: &Place| {
+        let [one, other, aside] = ["00000000.pack", "00000001.pack", "aside"]
+            .map(|name| place.dir.path().join("packs/00000").join(name));
+        std::fs::rename(&one, &aside).unwrap();
+        std::fs::rename(&other, &one).unwrap();
+        std::fs::rename(&aside, &other).unwrap();
+    };
+    exchange(&place);
+    let place = place.reopen().await;
+    let mut kept = Vec::new();
+    let mut report = |event: Event| {
+        if let Event::Pack(pack) = event {
+            kept.push((pack.pack, pack.kept));
+        }
+        async { Ok(()) }.boxed()
+    };
+    run(&place.repository, ALL, &mut report).await.unwrap();
+    assert_eq!(kept[0], (0, "its file does not hold this pack".to_owned()), "{kept:?}");
+    place.repository.close().await;
+    exchange(&place);
+    let place = place.reopen().await;
+    let restored = place.restore(&second).await.unwrap();
+    assert_eq!((restored[5].clone(), restored[15].clone()), (full_chunk(105), full_chunk(15)));
+    collect(&place, ALL).await.unwrap();
+    assert_eq!(place.restore(&second).await.unwrap(), restored);
 }
 
 #[tokio::test]

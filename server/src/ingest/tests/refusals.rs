@@ -1,11 +1,11 @@
 //! What a client may not do.
 
 use bytes::Bytes;
-use thinbak_proto::{Failed, v1};
+use thinbak_proto::{ChunkId, Failed, v1};
 use uuid::Uuid;
 use v1::{backup_request::Message as Asked, content_client::ContentClient, map_item::Entry};
 
-use super::client::{Backup, CHUNK, Place, after, content, full, hole, named, new, packed, present, zero};
+use super::client::{self, Backup, CHUNK, Place, after, content, full, hole, new, packed, present, zero};
 
 #[tokio::test]
 async fn impossible_beginnings_are_refused() {
@@ -46,6 +46,10 @@ async fn impossible_beginnings_are_refused() {
 async fn impossible_batches_are_refused_and_leave_nothing_visible() {
     let place = Place::new().await;
     let (size, plain) = (4 * CHUNK + 512, content(1, CHUNK as usize));
+    let stored = vec![packed(0, &plain, 0), packed(4, &plain[..512], 0)];
+    let before = place.back_up(full(Uuid::new_v4(), "h/p/before", size), stored).await.unwrap();
+    let named = |chunk, id: Bytes| vec![v1::MapItem { chunk, entry: Some(Entry::Present(id)) }];
+    let short = ChunkId::of(&plain[..512]).to_bytes();
     let changed = |change: fn(&mut v1::NewChunk)| {
         let mut item = packed(0, &content(1, CHUNK as usize), 1);
         if let Some(Entry::New(new)) = &mut item.entry {
@@ -78,11 +82,10 @@ async fn impossible_batches_are_refused_and_leave_nothing_visible() {
         ),
         ("a bomb", vec![v1::MapItem { chunk: 0, entry: Some(Entry::New(bomb)) }], 4),
         ("absent", vec![present(0, 77)], 2),
-        (
-            "odd present",
-            vec![v1::MapItem { chunk: 0, entry: Some(Entry::Present(Bytes::from_static(b"id"))) }],
-            2,
-        ),
+        ("short present inside", named(0, short.clone()), 2),
+        ("long present at the end", named(4, ChunkId::of(&plain).to_bytes()), 2),
+        ("present, but no chunk", named(0, before.root.clone()), 2),
+        ("odd present", named(0, Bytes::from_static(b"id")), 2),
         ("too many", vec![zero(0, 1); 65_537], 2),
     ];
     for (what, items, code) in cases {
@@ -93,7 +96,12 @@ async fn impossible_batches_are_refused_and_leave_nothing_visible() {
     }
     let volumes =
         place.generations().list_volumes(v1::ListVolumesRequest {}).await.unwrap().into_inner().volumes;
-    assert_eq!(volumes, []);
+    let names: Vec<_> = volumes.iter().map(|volume| volume.name.as_str()).collect();
+    assert_eq!(names, ["h/p/before"]);
+    let mut backup = place.begin(full(Uuid::new_v4(), "h/p/v", size)).await.unwrap();
+    backup.batch([named(1, ChunkId::of(&plain).to_bytes()), named(4, short)].concat()).await.unwrap();
+    let generation = backup.commit().await.unwrap();
+    assert_eq!(place.restore(&generation).await.unwrap()[4], Some(plain[..512].to_vec()));
 }
 
 #[tokio::test]
@@ -139,7 +147,7 @@ async fn a_volume_and_a_name_are_backed_up_by_one_at_a_time() {
 async fn senseless_questions_are_refused() {
     let place = Place::new().await;
     let mut client = place.generations();
-    let get = v1::GetGenerationRequest { volume: named("p/v"), selector: None };
+    let get = v1::GetGenerationRequest { volume: client::named("p/v"), selector: None };
     assert_eq!(Failed::from(client.get_generation(get).await.unwrap_err()).exit_code(), 2);
     let nameless =
         v1::ListGenerationsRequest { volume: Some(v1::VolumeName::default()), ..Default::default() };
