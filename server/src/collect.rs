@@ -157,6 +157,12 @@ pub(crate) async fn run(
         Failed::new(FailureKind::Busy, "a collection is running already")
             .with_hint("wait until it has ended; it need not be repeated")
     })?;
+    // They might go with the last that reminds of them. A disk that is full does not keep the rest from being freed.
+    if !options.dry_run
+        && let Err(error) = retention::renew_manifests(repository, None).await
+    {
+        tracing::warn!(%error, "damaged manifests could not be written anew");
+    }
     let leftovers = repository.store.settle().await?;
     let now_ms = repository.now_ms();
     let forgotten = match options.dry_run {

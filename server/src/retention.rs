@@ -15,6 +15,7 @@ mod pattern;
 mod plan;
 mod policy;
 pub(crate) mod prune;
+mod renew;
 #[cfg(test)]
 mod tests;
 
@@ -22,3 +23,4 @@ pub(crate) use delete::{Kept, delete, forget_expired, protect, undelete};
 pub use pattern::{InvalidPattern, Pattern};
 pub(crate) use plan::Candidate;
 pub use policy::{KeepsNothing, Policy, RetentionRule};
+pub(crate) use renew::renew_manifests;

@@ -25,7 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use thinbak_proto::{ChunkId, Failed, FailureKind, v1};
+use thinbak_proto::{ChunkId, Failed, FailureKind, ManifestId, v1};
 use tokio::sync::mpsc;
 use tonic::Status;
 use uuid::Uuid;
@@ -384,11 +384,15 @@ impl<'a> Run<'a> {
 
     /// A generation whose manifest is damaged can be read, but not be found again when the catalogue is lost.
     async fn manifest(&mut self, generation: &v1::Generation, bad: &Bad, counts: bool) -> Result<(), End> {
-        if bad.records.is_empty() {
-            return Ok(());
-        }
-        let Some(id) = self.repository.catalogue.manifest(generation).await? else { return Ok(()) };
-        let Some(reason) = bad.records.get(id.as_bytes()) else { return Ok(()) };
+        let Some((id, is_there)) = self.look_for_manifest(generation).await? else { return Ok(()) };
+        let reason = match bad.records.get(id.as_bytes()) {
+            Some(reason) => Arc::clone(reason),
+            // It may have been replaced or given up since the catalogue was asked.
+            None if !is_there && self.look_for_manifest(generation).await? == Some((id, false)) => {
+                format!("{id}: it is not in the repository, or known to be damaged").into()
+            }
+            None => return Ok(()),
+        };
         self.summary.damaged_generations += u64::from(counts);
         self.summary.damaged += 1;
         self.send(Event::Damage(v1::VerifyDamage {
@@ -399,6 +403,16 @@ impl<'a> Run<'a> {
             reason: format!("its manifest {reason}"),
         }))
         .await
+    }
+
+    /// The generation's manifest, and whether it can be there, as far as is known without reading it.
+    async fn look_for_manifest(
+        &self,
+        generation: &v1::Generation,
+    ) -> Result<Option<(ManifestId, bool)>, Failed> {
+        let Some(id) = self.repository.catalogue.manifest(generation).await? else { return Ok(None) };
+        let found = self.repository.store.locate(vec![*id.as_bytes()]).await?;
+        Ok(Some((id, found != [None])))
     }
 
     async fn damage(&mut self, generation: &v1::Generation, place: DamagedPlace) -> Result<(), End> {

@@ -12,6 +12,7 @@ use crate::{
     manifest::Manifest,
     map_tree::{self, NodeSource, Tree, TreeDiff},
     repository::Repository,
+    retention,
     store::Store,
 };
 
@@ -88,6 +89,12 @@ pub(super) async fn commit(repository: &Repository, backup: Backup) -> Result<Ou
         new_bytes = generation.new_bytes,
         "generation committed"
     );
+    // The generation is there, come what may.
+    if store.any_damage()
+        && let Err(error) = retention::renew_manifests(repository, Some(volume)).await
+    {
+        tracing::warn!(%error, "damaged manifests could not be written anew");
+    }
     Ok(Outcome::Committed(Box::new(generation), totals.healed_bytes))
 }
 

@@ -98,7 +98,7 @@ impl Shared {
     pub(super) fn pack(&self, number: u32) -> Result<Arc<Pack>, StoreError> {
         let pack = self.packs.get_or_insert_with(&number, || {
             let pack = Pack::open(&*self.medium, self.repository, number).inspect_err(|error| {
-                if error.is_damage() && self.withdraw(number, 0) {
+                if error.is_damage() && self.limit(number, 0) {
                     self.report(Problem::Pack(error.clone()));
                 }
             })?;
@@ -120,8 +120,14 @@ impl Shared {
     }
 
     /// Notes that only the first `readable` bytes of a pack can be read. False if that was known, or if the pack is
-    /// not.
+    /// not. Who reads it from now on reads what has its name: a file that was removed while it was open would look whole.
     pub(super) fn withdraw(&self, pack: u32, readable: u64) -> bool {
+        let news = self.limit(pack, readable);
+        self.packs.remove(&pack);
+        news
+    }
+
+    fn limit(&self, pack: u32, readable: u64) -> bool {
         let mut known = self.known.write();
         let news = known.get_mut(&pack).is_some_and(|before| std::mem::replace(before, readable) != readable);
         self.any_withdrawn.fetch_or(news, Ordering::AcqRel);

@@ -7,11 +7,16 @@
 //! Failures: bytes that may be torn are cut off again, and if that or a sync fails the pack is abandoned
 //! where its last sync left it (after a failed sync nothing is known of the pages since, and a second sync
 //! would not tell); the next open completes it. The next put starts afresh, so it succeeds as soon as
-//! there is room again.
+//! there is room again. A pack that is no longer found under its name is given up in the same way before anything that
+//! went into it is answered.
 
 mod sweep;
 
-use std::{collections::HashSet, io::IoSlice, sync::Arc};
+use std::{
+    collections::HashSet,
+    io::{self, IoSlice},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
@@ -20,7 +25,7 @@ pub(super) use sweep::Leaving;
 pub(crate) use sweep::Removal;
 
 use super::{
-    error::StoreError,
+    error::{Problem, StoreError},
     format::{
         PACK_HEADER_LEN, PACK_TARGET_LEN, PACK_TARGET_RECORDS, PACK_VERSION, RECORD_ALIGN, RECORD_HEADER_LEN,
     },
@@ -253,9 +258,13 @@ impl Writer {
                 Some(pack) => pack,
                 None => self.start_pack()?,
             };
-            let count = fitting(&pack, records);
+            let (count, is_new) = (fitting(&pack, records), pack.entries.is_empty());
             let (now, later) = records.split_at_checked(count).unwrap_or((records, &[]));
-            let pack = self.append(pack, now)?;
+            let pack = match self.append(pack, now) {
+                // The pack was taken away under us, and is given up: into the next one.
+                Err(error) if error.is_damage() && !is_new => continue,
+                appended => appended?,
+            };
             let pack = self.current.insert(pack);
             let first = pack.entries.len().saturating_sub(now.len());
             cover(&self.shared, pack)?;
@@ -328,6 +337,7 @@ impl Writer {
             tracing::error!(pack = pack.number, %source, "a pack could not be synced and is abandoned");
             return Err(StoreError::io("syncing a pack", path, source));
         }
+        self.check_place(&pack, offset)?;
         let before = pack.mark;
         entries.iter().for_each(|entry| pack.mark.add(entry));
         self.shared.remove_pack(pack.len, &before);
@@ -343,6 +353,29 @@ impl Writer {
         pack.len = offset;
         pack.mark.len = offset;
         Ok(pack)
+    }
+
+    /// Sees to it that what was appended, up to `end`, lies where it is looked for. Else somebody has removed, cut or
+    /// replaced the file: it is given up, and what it held counts as not stored.
+    fn check_place(&self, pack: &OpenPack, end: u64) -> Result<(), StoreError> {
+        let (shared, number) = (&self.shared, pack.number);
+        let error = match shared.medium.open_read(number).and_then(|file| file.len()) {
+            Ok(found) if found == end => return Ok(()),
+            Ok(found) => StoreError::PackTruncated { pack: number, expected: end, found },
+            Err(source) if source.kind() == io::ErrorKind::NotFound => {
+                StoreError::PackMissing { pack: number }
+            }
+            Err(source) => return Err(StoreError::io("looking at a pack", shared.medium.path(), source)),
+        };
+        let readable = match error {
+            // What was appended now lies behind the cut.
+            StoreError::PackTruncated { found, .. } => found.saturating_sub(end - pack.len),
+            _ => 0,
+        };
+        if shared.withdraw(number, readable) {
+            shared.report(Problem::Pack(error.clone()));
+        }
+        Err(error)
     }
 
     /// Completes the current pack. A failure costs nothing but an unfinished pack, which the next open

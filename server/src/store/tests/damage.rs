@@ -383,3 +383,34 @@ async fn a_footer_never_makes_more_memory_be_taken_than_the_file_is_long() {
         Err(StoreError::Damaged { reason: DamageReason::Footer, .. })
     ));
 }
+
+/// Somebody else's hand, or a copy that is put back, while the store goes on writing.
+#[tokio::test]
+async fn what_is_put_after_the_pack_being_written_was_taken_away_is_there_when_the_store_is_opened_again() {
+    let spoil: [fn(&Path); 4] = [
+        |pack| fs::remove_file(pack).unwrap(),
+        |pack| fs::OpenOptions::new().write(true).open(pack).unwrap().set_len(250).unwrap(),
+        |pack| {
+            let bytes = fs::read(pack).unwrap();
+            fs::remove_file(pack).unwrap();
+            fs::write(pack, bytes).unwrap();
+        },
+        |pack| fs::rename(pack, pack.with_extension("away")).unwrap(),
+    ];
+    for spoil in spoil {
+        let (dir, before, after) = (Dir::new(), chunks(0..4, 100), chunks(4..7, 100));
+        let store = dir.open().await;
+        store.put(before.clone()).await.unwrap();
+        spoil(&dir.pack(0));
+        assert_eq!(store.put(after.clone()).await.unwrap().new_records, 3);
+        assert!(store.any_damage() && !store.problems().is_empty());
+        // What was in the pack may come again, and goes into the other.
+        let outcome = store.put(before.clone()).await.unwrap();
+        assert!(outcome.new_records > 0 && outcome.new_plain_bytes == outcome.healed_plain_bytes);
+        store.close().await;
+        let store = dir.open().await;
+        assert_all_there(&store, &after).await;
+        assert_all_there(&store, &before).await;
+        store.close().await;
+    }
+}

@@ -1,5 +1,7 @@
 //! Bytes flipped, packs cut, swapped, gone: the verdict of a run against reading everything chunk by chunk.
 
+use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
+
 use super::*;
 
 /// Verifies a damaged copy twice (the second time with what is known by then) and holds it against single reads.
@@ -162,19 +164,76 @@ async fn packs_that_were_verified_lately_are_left_out_and_a_damaged_one_never_co
     repository.close().await;
 }
 
+/// The generations that the packs have manifests of.
+fn manifests(repository: &Repository) -> Vec<u64> {
+    let records = repository.store.records(crate::store::Kind::Manifest).unwrap();
+    records.filter_map(|record| Some(crate::manifest::subject_of(&record.ok()?)?.0.number)).collect()
+}
+
+async fn collect(repository: &Arc<Repository>) {
+    let request = v1::CollectRequest { threshold: Some(1.0), grace_ms: Some(0), ..Default::default() };
+    let mut client = RepositoryClient::new(routes(Arc::clone(repository)));
+    let mut events = client.collect(request).await.unwrap().into_inner();
+    while events.message().await.unwrap().is_some() {}
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_manifest_is_named_with_its_generation() {
+async fn a_damaged_manifest_is_named_with_its_generation_and_written_anew_by_backup_and_collection() {
     let mut random = seeded();
     let sample = Sample::new(&mut random, 2, 60, 20).await;
-    let (_, record) = crate::manifest::Manifest::new(&sample.generations[1].0, 1).record();
-    let pack = sample.packs().remove(0);
+    let (last, _) = &sample.generations[1];
+    let (_, record) = crate::manifest::Manifest::new(last, 1).record();
+    let flipped = sample.copy();
+    let pack = flipped.packs().remove(0);
     let mut bytes = fs::read(&pack).unwrap();
     let at = bytes.windows(record.stored.len()).position(|window| window == record.stored).unwrap();
     bytes[at + 7] ^= 4;
     fs::write(&pack, bytes).unwrap();
+    for by_backup in [true, false] {
+        let damaged = flipped.copy();
+        let repository = damaged.open().await;
+        let found = verify(&repository, everything()).await;
+        assert_eq!((found.places, found.summary.damaged_records), (BTreeMap::from([(2, vec![])]), 1));
+        assert!(found.reasons[0].starts_with("its manifest"), "{:?}", found.reasons);
+        if by_backup {
+            back_up(&repository, Some(last), damaged.volume, last.size_bytes, &[]).await;
+        } else {
+            collect(&repository).await;
+        }
+        let after = verify(&repository, everything()).await;
+        assert!(after.is_clean(), "{after:?}");
+        assert!(manifests(&repository).contains(&2));
+        repository.close().await;
+    }
+}
+
+/// The packs that are there are sound, and the chunk index that knew of another one is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_went_with_its_pack_is_named_and_written_anew_under_the_name_that_the_volume_has_now()
+{
+    let mut random = seeded();
+    let sample = Sample::new(&mut random, 1, 60, 20).await;
+    let repository = sample.open().await;
+    let (last, _) = &sample.generations[0];
+    // All that is new is the manifest, in a pack of its own.
+    back_up(&repository, Some(last), sample.volume, last.size_bytes, &[]).await;
+    repository.close().await;
+    drop(repository);
+    fs::remove_file(&sample.packs()[1]).unwrap();
+    fs::remove_dir_all(sample.dir.path().join("index")).unwrap();
+    let mut catalogue = SqliteConnection::connect_with(
+        &SqliteConnectOptions::new().filename(sample.dir.path().join("catalogue.sqlite")),
+    )
+    .await
+    .unwrap();
+    sqlx::query("UPDATE volumes SET name = 'h/p/renamed'").execute(&mut catalogue).await.unwrap();
+    catalogue.close().await.unwrap();
     let repository = sample.open().await;
     let found = verify(&repository, everything()).await;
-    assert_eq!((found.places, found.summary.damaged_records), (BTreeMap::from([(2, vec![])]), 1));
-    assert!(found.reasons[0].starts_with("its manifest"), "{:?}", found.reasons);
+    assert_eq!((found.places, found.summary.damaged_records), (BTreeMap::from([(2, vec![])]), 0));
+    assert!(found.reasons[0].ends_with("it is not in the repository, or known to be damaged"));
+    collect(&repository).await;
+    assert!(verify(&repository, everything()).await.is_clean());
+    assert!(manifests(&repository).contains(&2));
     repository.close().await;
 }
