@@ -243,7 +243,8 @@ impl Catalogue {
         if taken.rows_affected() != 1 {
             return Err(CatalogueError::NumberTaken(generation.number));
         }
-        rows::insert(&mut transaction, generation, manifest).await?;
+        let state = rows::State { revision: 1, manifest, deleted: None };
+        rows::insert(&mut transaction, generation, state).await?;
         Ok(transaction.commit().await?)
     }
 
@@ -307,17 +308,32 @@ impl Catalogue {
         revision: u64,
         manifest: ManifestId,
     ) -> Result<bool, CatalogueError> {
-        let done = sqlx::query(
-            "UPDATE generations SET protected = ?3, revision = ?4, manifest = ?5
-             WHERE volume_uuid = ?1 AND number = ?2 AND deleted_at_ms IS NULL",
-        )
-        .bind(&generation.volume_uuid)
-        .bind(signed(generation.number)?)
-        .bind(generation.protected)
-        .bind(signed(revision)?)
-        .bind(manifest.as_bytes().as_slice())
-        .execute(&self.pool)
-        .await?;
+        let change = "protected = ?5";
+        self.renew(generation, revision, manifest, change, "deleted_at_ms IS NULL").await
+    }
+
+    /// Makes a row say what a generation's new manifest says: the columns of `change`, where `?5` is its protection.
+    /// `false`: there is no such row, or it is not as `condition` wants it.
+    async fn renew(
+        &self,
+        generation: &v1::Generation,
+        revision: u64,
+        manifest: ManifestId,
+        change: &str,
+        condition: &str,
+    ) -> Result<bool, CatalogueError> {
+        let statement = format!(
+            "UPDATE generations SET revision = ?3, manifest = ?4, {change}
+             WHERE volume_uuid = ?1 AND number = ?2 AND {condition}"
+        );
+        let done = sqlx::query(sqlx::AssertSqlSafe(statement))
+            .bind(&generation.volume_uuid)
+            .bind(signed(generation.number)?)
+            .bind(signed(revision)?)
+            .bind(manifest.as_bytes().as_slice())
+            .bind(generation.protected)
+            .execute(&self.pool)
+            .await?;
         Ok(done.rows_affected() == 1)
     }
 

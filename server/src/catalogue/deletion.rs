@@ -181,17 +181,8 @@ impl Catalogue {
         revision: u64,
         manifest: ManifestId,
     ) -> Result<bool, CatalogueError> {
-        let done = sqlx::query(
-            "UPDATE generations SET deleted_at_ms = NULL, tombstone = NULL, revision = ?3, manifest = ?4
-             WHERE volume_uuid = ?1 AND number = ?2 AND deleted_at_ms IS NOT NULL",
-        )
-        .bind(&generation.volume_uuid)
-        .bind(signed(generation.number)?)
-        .bind(signed(revision)?)
-        .bind(manifest.as_bytes().as_slice())
-        .execute(&self.pool)
-        .await?;
-        Ok(done.rows_affected() == 1)
+        let change = "deleted_at_ms = NULL, tombstone = NULL, protected = ?5";
+        self.renew(generation, revision, manifest, change, "deleted_at_ms IS NOT NULL").await
     }
 
     /// How long a deletion can be undone, in milliseconds.

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{
     Catalogue, CatalogueError,
-    rows::{signed, unsigned},
+    rows::{self, signed, unsigned},
 };
 
 /// A volume as the catalogue has it.
@@ -141,42 +141,13 @@ impl Draft {
         manifest: ManifestId,
         grave: Option<Grave>,
     ) -> Result<(), CatalogueError> {
-        sqlx::query(
-            "INSERT INTO generations (volume_uuid, number, created_at_ms, size_bytes, chunk_bytes, levels, root,
-                 parent, point, protected, group_uuid, mapped_bytes, changed_bytes, new_bytes, stored_bytes,
-                 revision, manifest, deleted_at_ms, tombstone)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-             ON CONFLICT (volume_uuid, number) DO UPDATE SET created_at_ms = excluded.created_at_ms,
-                 size_bytes = excluded.size_bytes, chunk_bytes = excluded.chunk_bytes, levels = excluded.levels,
-                 root = excluded.root, parent = excluded.parent, point = excluded.point,
-                 protected = excluded.protected, group_uuid = excluded.group_uuid,
-                 mapped_bytes = excluded.mapped_bytes, changed_bytes = excluded.changed_bytes,
-                 new_bytes = excluded.new_bytes, stored_bytes = excluded.stored_bytes,
-                 revision = excluded.revision, manifest = excluded.manifest,
-                 deleted_at_ms = excluded.deleted_at_ms, tombstone = excluded.tombstone",
-        )
-        .bind(&generation.volume_uuid)
-        .bind(signed(generation.number)?)
-        .bind(signed(generation.created_at_ms)?)
-        .bind(signed(generation.size_bytes)?)
-        .bind(i64::from(generation.chunk_bytes))
-        .bind(i64::from(generation.levels))
-        .bind(generation.root.as_ref())
-        .bind(signed(generation.parent)?)
-        .bind(generation.point.as_ref().map(prost::Message::encode_to_vec))
-        .bind(generation.protected)
-        .bind(&generation.group)
-        .bind(signed(generation.mapped_bytes)?)
-        .bind(signed(generation.changed_bytes)?)
-        .bind(signed(generation.new_bytes)?)
-        .bind(signed(generation.stored_bytes)?)
-        .bind(signed(grave.map_or(revision, |grave| grave.revision.max(revision)))?)
-        .bind(manifest.as_bytes().as_slice())
-        .bind(grave.map(|grave| signed(grave.deleted_at_ms)).transpose()?)
-        .bind(grave.map(|grave| grave.tombstone.as_bytes().to_vec()))
-        .execute(&mut *self.transaction)
-        .await?;
-        Ok(())
+        self.remove(uuid_of(&generation.volume_uuid)?, generation.number).await?;
+        let state = rows::State {
+            revision: grave.map_or(revision, |grave| grave.revision.max(revision)),
+            manifest,
+            deleted: grave.map(|grave| (grave.deleted_at_ms, grave.tombstone)),
+        };
+        rows::insert(&mut self.transaction, generation, state).await
     }
 
     /// Marks a generation as deleted.

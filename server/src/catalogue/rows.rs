@@ -59,15 +59,27 @@ pub(super) fn volume_of(row: &SqliteRow) -> Result<v1::Volume, CatalogueError> {
     })
 }
 
+/// What a row says besides the fields of the generation.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct State {
+    /// Of the newest of both records.
+    pub(super) revision: u64,
+    pub(super) manifest: ManifestId,
+    /// Of a deleted generation: when, in milliseconds of unix time, and its tombstone.
+    pub(super) deleted: Option<(u64, ManifestId)>,
+}
+
+/// Adds a generation that is not there.
 pub(super) async fn insert(
     connection: &mut SqliteConnection,
     generation: &v1::Generation,
-    manifest: ManifestId,
+    state: State,
 ) -> Result<(), CatalogueError> {
     sqlx::query(
         "INSERT INTO generations (volume_uuid, number, created_at_ms, size_bytes, chunk_bytes, levels, root, parent,
-             point, protected, group_uuid, mapped_bytes, changed_bytes, new_bytes, stored_bytes, revision, manifest)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?)",
+             point, protected, group_uuid, mapped_bytes, changed_bytes, new_bytes, stored_bytes, revision, manifest,
+             deleted_at_ms, tombstone)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(&generation.volume_uuid)
     .bind(signed(generation.number)?)
@@ -84,7 +96,10 @@ pub(super) async fn insert(
     .bind(signed(generation.changed_bytes)?)
     .bind(signed(generation.new_bytes)?)
     .bind(signed(generation.stored_bytes)?)
-    .bind(manifest.as_bytes().as_slice())
+    .bind(signed(state.revision)?)
+    .bind(state.manifest.as_bytes().as_slice())
+    .bind(state.deleted.map(|(at_ms, _)| signed(at_ms)).transpose()?)
+    .bind(state.deleted.map(|(_, tombstone)| tombstone.as_bytes().to_vec()))
     .execute(connection)
     .await?;
     Ok(())
