@@ -16,13 +16,14 @@ mod schedules;
 mod swap;
 #[cfg(test)]
 mod tests;
+mod writing;
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
-use parking_lot::Mutex;
 use sqlx::{
     Row as _, SqliteConnection, SqlitePool,
     migrate::{MigrateError, Migrator},
@@ -38,6 +39,8 @@ pub(crate) use listing::{Filter, Position};
 pub(crate) use quarantine::QuarantineEntry;
 use rows::{generation_of, signed, unsigned};
 pub(crate) use swap::{CATALOGUE_NAME, DRAFT_NAME, finish_swap, remove_draft, swap_in};
+
+use crate::write_failure::WriteFailure;
 
 static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
 
@@ -108,8 +111,8 @@ const TOTALS: &str = "SELECT count(*), coalesce(sum(mapped_bytes / 512), 0),
 pub(crate) struct Catalogue {
     pool: SqlitePool,
     path: PathBuf,
-    /// Why the last generation could not be made visible, if SQLite or the disk was the reason.
-    write_failure: Mutex<Option<String>>,
+    /// Why the last change could not be made, if SQLite or the disk was the reason.
+    write_failure: Arc<WriteFailure<String>>,
 }
 
 impl Catalogue {
@@ -155,7 +158,7 @@ impl Catalogue {
             .max_lifetime(None)
             .connect_with(options)
             .await?;
-        Ok(Self { pool, path: path.into(), write_failure: Mutex::default() })
+        Ok(Self { pool, path: path.into(), write_failure: Arc::default() })
     }
 
     /// Waits for what is under way and closes the file.
@@ -196,11 +199,6 @@ impl Catalogue {
         })
     }
 
-    /// Why the last generation could not be written, until one can.
-    pub(crate) fn write_failure(&self) -> Option<String> {
-        self.write_failure.lock().clone()
-    }
-
     /// Whether the catalogue can be read at all.
     pub(crate) async fn probe(&self) -> Result<(), CatalogueError> {
         sqlx::query("SELECT uuid FROM volumes LIMIT 1").fetch_optional(&self.pool).await?;
@@ -215,13 +213,7 @@ impl Catalogue {
         manifest: ManifestId,
         adopt: bool,
     ) -> Result<(), CatalogueError> {
-        let added = self.add(generation, manifest, adopt).await;
-        match &added {
-            Err(error @ CatalogueError::Sql(_)) => *self.write_failure.lock() = Some(error.to_string()),
-            // The name or the number: the catalogue has done its work.
-            Ok(()) | Err(_) => *self.write_failure.lock() = None,
-        }
-        added
+        self.noting(self.add(generation, manifest, adopt)).await
     }
 
     async fn add(
@@ -309,7 +301,7 @@ impl Catalogue {
         manifest: ManifestId,
     ) -> Result<bool, CatalogueError> {
         let change = "protected = ?5";
-        self.renew(generation, revision, manifest, change, "deleted_at_ms IS NULL").await
+        self.noting(self.renew(generation, revision, manifest, change, "deleted_at_ms IS NULL")).await
     }
 
     /// Makes a row say what a generation's new manifest says: the columns of `change`, where `?5` is its protection.

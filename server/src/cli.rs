@@ -168,6 +168,8 @@ async fn serve_repository(
     };
     let (mut terminate, mut interrupt) =
         (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
+    // A file that may not grow (`ulimit -f`) is a failed write like others, not the end of the server.
+    let _file_size_limit = handler(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?;
     let repository = open(dir, &mut config, false).await?;
     let jobs = schedule::Jobs::of(&repository);
     jobs.check(&config.schedule)?;

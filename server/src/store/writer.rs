@@ -19,7 +19,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 
 pub(super) use sweep::Leaving;
 pub(crate) use sweep::Removal;
@@ -35,6 +38,7 @@ use super::{
     record::{Kind, Place, RecordHeader},
     shared::Shared,
 };
+use crate::write_failure::Probe;
 
 /// Requests that may wait for the writer.
 pub(super) const QUEUE_LEN: usize = 64;
@@ -84,6 +88,11 @@ pub(super) enum Request {
     Move {
         records: Vec<Moving>,
         answer: Answer<u64>,
+    },
+    /// See whether a put would be stored, after one was not. Answered when that is noted.
+    Probe {
+        probe: Probe,
+        answer: oneshot::Sender<()>,
     },
     /// Remove a pack.
     Retire {
@@ -165,6 +174,10 @@ impl Writer {
                 // Not in a batch with what may find no room.
                 Some(Request::Put { records, answer }) => self.serve(vec![(records, answer)]),
                 Some(Request::Settle { answer }) => drop(answer.send(self.settle())),
+                Some(Request::Probe { probe, answer }) => {
+                    self.probe(probe);
+                    let _ = answer.send(());
+                }
                 Some(Request::Move { records, answer }) => drop(answer.send(self.relocate(&records))),
                 Some(Request::Retire { pack, entries, answer }) => {
                     drop(answer.send(self.retire(pack, &entries)));
@@ -183,9 +196,9 @@ impl Writer {
         let (requests, answers): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
         let result = self.commit(&requests);
         match &result {
-            Err(error) => *self.shared.write_failure.lock() = Some(error.clone()),
+            Err(error) => self.shared.write_failure.note(error.clone()),
             Ok(outcomes) if outcomes.iter().any(|outcome| outcome.new_records > 0) => {
-                *self.shared.write_failure.lock() = None;
+                self.shared.write_failure.clear();
             }
             // Nothing was written: nothing is known.
             Ok(_) => {}
@@ -197,6 +210,29 @@ impl Writer {
             };
             // A caller that went away needs no answer; its records are as stored as the others'.
             let _ = answer.send(answered);
+        }
+    }
+
+    /// Takes the note of a failure back if a put could be stored now.
+    fn probe(&mut self, probe: Probe) {
+        let tried = self.try_writing();
+        if let Err(error) = &tried {
+            tracing::debug!(%error, "nothing can be stored yet");
+        }
+        self.shared.write_failure.probed(probe, tried.is_ok(), Instant::now());
+    }
+
+    /// What a put does, but for its records: those that are not found yet are entered, and an index that gave up is
+    /// opened again.
+    fn try_writing(&mut self) -> Result<(), StoreError> {
+        let (medium, index) = (&self.shared.medium, &self.shared.index);
+        medium.probe().map_err(|source| StoreError::io("trying to write a pack", medium.path(), source))?;
+        match &mut self.current {
+            Some(pack) => cover(&self.shared, pack),
+            None => match index.own() {
+                Err(error) if is_poisoned(&error) => index.reopen().and_then(|()| index.own()),
+                written => written,
+            },
         }
     }
 
