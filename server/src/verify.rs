@@ -42,7 +42,8 @@ use crate::{
 use ends::Ends;
 pub(crate) use known::known;
 use packs::{Report, Task};
-use places::{Bad, DamagedPlace, Places};
+use places::DamagedPlace;
+pub(crate) use places::{Bad, Places};
 
 /// Events that wait for the client.
 const EVENTS: usize = 64;

@@ -69,7 +69,7 @@ impl World {
             point: Some(v1::Point { device_id: seed, ..Default::default() }),
             ..Default::default()
         };
-        let plain = [&seed.to_le_bytes()[..], &[1; CHUNK as usize - 8]].concat();
+        let plain = content(seed);
         let new = v1::NewChunk {
             id: ChunkId::of(&plain).to_bytes(),
             codec: CODEC_PLAIN,
@@ -138,6 +138,11 @@ impl World {
         let listed = self.client().list_generations(request).await.unwrap().into_inner().generations;
         listed.into_iter().map(|generation| (generation.volume_name, generation.number)).collect()
     }
+}
+
+/// A chunk.
+pub(super) fn content(seed: u64) -> Vec<u8> {
+    [&seed.to_le_bytes()[..], &[1; CHUNK as usize - 8]].concat()
 }
 
 pub(super) fn key(volume: Uuid, number: u64) -> GenerationKey {
