@@ -96,13 +96,6 @@ pub(crate) struct Next {
 const GENERATION_COLUMNS: &str =
     "SELECT g.*, v.name FROM generations g JOIN volumes v ON v.uuid = g.volume_uuid";
 
-/// All volumes that have a generation.
-const VOLUMES: &str = "SELECT v.uuid, v.name, c.generations, g.number, g.created_at_ms, g.size_bytes
-             FROM volumes v
-             JOIN (SELECT volume_uuid, count(*) AS generations, max(number) AS latest
-                   FROM generations WHERE deleted_at_ms IS NULL GROUP BY volume_uuid) c ON c.volume_uuid = v.uuid
-             JOIN generations g ON g.volume_uuid = v.uuid AND g.number = c.latest
-             ORDER BY v.name";
 /// Counts and sums of each volume.
 const TOTALS: &str = "SELECT count(*), coalesce(sum(mapped_bytes / 512), 0),
                     coalesce(sum(mapped_bytes % 512), 0)
@@ -240,27 +233,9 @@ impl Catalogue {
         Ok(transaction.commit().await?)
     }
 
-    /// All volumes that have a generation, by name.
-    pub(crate) async fn volumes(&self) -> Result<Vec<v1::Volume>, CatalogueError> {
-        let rows = sqlx::query(VOLUMES).fetch_all(&self.pool).await?;
-        rows.iter().map(rows::volume_of).collect()
-    }
-
     /// The uuid of the volume that is called `name`.
     pub(crate) async fn volume(&self, name: &str) -> Result<Option<Uuid>, CatalogueError> {
         owner_of(&mut *self.pool.acquire().await?, name).await
-    }
-
-    /// The visible generations of a volume or of all, oldest first.
-    pub(crate) async fn generations(&self, volume: Option<Uuid>) -> Result<Vec<Entry>, CatalogueError> {
-        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
-            "{GENERATION_COLUMNS} WHERE g.deleted_at_ms IS NULL AND (?1 IS NULL OR g.volume_uuid = ?1)
-             ORDER BY v.name, g.number"
-        )))
-        .bind(volume.map(|uuid| uuid.to_string()))
-        .fetch_all(&self.pool)
-        .await?;
-        rows.iter().map(generation_of).collect()
     }
 
     /// One visible generation.

@@ -11,13 +11,14 @@
 mod content;
 mod ends;
 mod known;
+mod naming;
 mod packs;
 mod places;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -25,24 +26,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use thinbak_proto::{ChunkId, Failed, FailureKind, ManifestId, v1};
+use thinbak_proto::{ChunkId, Failed, FailureKind, v1};
 use tokio::sync::mpsc;
 use tonic::Status;
 use uuid::Uuid;
 use v1::verify_event::Event;
 
 use crate::{
-    catalogue::Entry,
     ingest::{Geometry, tree_of},
     marking::Marker,
     metrics::Job,
     repository::{Pin, Repository, selector_of},
     store::{DamagedRecord, Kind, RecordMarks, StoreError},
 };
-use ends::Ends;
 pub(crate) use known::known;
 use packs::{Report, Task};
-use places::DamagedPlace;
 pub(crate) use places::{Bad, Places};
 
 /// Events that wait for the client.
@@ -92,11 +90,9 @@ impl Plan {
             }
             (volume, selector) => {
                 selector_of(selector)?;
-                vec![repository.generation(volume, selector).await?]
+                vec![repository.generation(volume, selector).await?.generation]
             }
         };
-        let generations: Vec<_> =
-            generations.into_iter().map(|Entry { generation, .. }| generation).collect();
         let pins = generations.iter().map(|generation| Ok(entrance.pin(tree_of(generation)?)));
         let pins = pins.collect::<Result<_, Failed>>()?;
         let (older_than_ms, bytes_per_second) = (request.older_than_ms, request.bytes_per_second);
@@ -347,94 +343,6 @@ impl<'a> Run<'a> {
         if !self.bad.more {
             self.bad.records.insert(id, format!("{}: {reason}", ChunkId::from_bytes(id)).into());
         }
-    }
-
-    /// Names the generations that need what is damaged.
-    async fn name_generations(&mut self, plan: &Plan) -> Result<(), End> {
-        let ends = Ends::of(&plan.generations);
-        let mut usual = HashMap::new();
-        let mut wrong: HashMap<usize, Vec<DamagedPlace>> = HashMap::new();
-        for (at, generation) in plan.generations.iter().enumerate() {
-            let found = ends.check(self.repository, generation, &mut usual).await?;
-            if !found.is_empty() {
-                wrong.insert(at, found);
-            }
-        }
-        // Chunks that are short because they are a volume's last ones are as they should be.
-        let odd = self.bad.odd_chunks.keys().any(|id| !usual.contains_key(id));
-        let walk = odd || !self.bad.records.is_empty() || self.bad.more;
-        let bad = std::mem::take(&mut self.bad);
-        let mut places = Places::new(&self.repository.store, &bad);
-        for (at, generation) in plan.generations.iter().enumerate() {
-            let mut found = if walk { places.generation(generation).await? } else { Vec::new() };
-            for place in wrong.remove(&at).unwrap_or_default() {
-                let covered =
-                    |range: &DamagedPlace| (range.first..range.first + range.chunks).contains(&place.first);
-                if !found.iter().any(covered) {
-                    found.push(place);
-                }
-            }
-            self.manifest(generation, &bad, found.is_empty()).await?;
-            self.summary.damaged_generations += u64::from(!found.is_empty());
-            for place in found {
-                self.damage(generation, place).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// A generation whose manifest is damaged can be read, but not be found again when the catalogue is lost.
-    async fn manifest(&mut self, generation: &v1::Generation, bad: &Bad, counts: bool) -> Result<(), End> {
-        let Some((id, is_there)) = self.look_for_manifest(generation).await? else { return Ok(()) };
-        let reason = match bad.records.get(id.as_bytes()) {
-            Some(reason) => Arc::clone(reason),
-            // It may have been replaced or given up since the catalogue was asked.
-            None if !is_there && self.look_for_manifest(generation).await? == Some((id, false)) => {
-                format!("{id}: it is not in the repository, or known to be damaged").into()
-            }
-            None => return Ok(()),
-        };
-        self.summary.damaged_generations += u64::from(counts);
-        self.summary.damaged += 1;
-        self.send(Event::Damage(v1::VerifyDamage {
-            volume_name: generation.volume_name.clone(),
-            generation: generation.number,
-            offset_bytes: 0,
-            length_bytes: 0,
-            reason: format!("its manifest {reason}"),
-        }))
-        .await
-    }
-
-    /// The generation's manifest, and whether it can be there, as far as is known without reading it.
-    async fn look_for_manifest(
-        &self,
-        generation: &v1::Generation,
-    ) -> Result<Option<(ManifestId, bool)>, Failed> {
-        let Some(id) = self.repository.catalogue.manifest(generation).await? else { return Ok(None) };
-        let found = self.repository.store.locate(vec![*id.as_bytes()]).await?;
-        Ok(Some((id, found != [None])))
-    }
-
-    async fn damage(&mut self, generation: &v1::Generation, place: DamagedPlace) -> Result<(), End> {
-        self.summary.damaged += 1;
-        let geometry = geometry_of(generation);
-        let damage = v1::VerifyDamage {
-            volume_name: generation.volume_name.clone(),
-            generation: generation.number,
-            offset_bytes: place.first.saturating_mul(u64::from(generation.chunk_bytes)),
-            length_bytes: geometry.bytes_of(place.first, place.chunks),
-            reason: place.reason,
-        };
-        tracing::warn!(
-            volume = damage.volume_name,
-            generation = damage.generation,
-            offset = damage.offset_bytes,
-            length = damage.length_bytes,
-            reason = damage.reason,
-            "damage found"
-        );
-        self.send(Event::Damage(damage)).await
     }
 
     async fn progress(&mut self) -> Result<(), End> {
