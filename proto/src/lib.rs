@@ -1,10 +1,12 @@
 //! The gRPC services of thinbak and what both of their sides must agree on:
 //! chunk and map-node ids, the encoding of map nodes, and how a failure travels.
 
+mod codec;
 mod failure;
 mod id;
 mod map_node;
 
+pub use codec::{MessageCodec, MessageEncoder};
 pub use failure::{Failed, FailureKind};
 pub use id::{ChunkId, ID_LEN, InvalidId, ManifestId, NodeId};
 pub use map_node::{
