@@ -34,6 +34,7 @@ pub(crate) use volumes::{check_volume_name, selector_of};
 
 use crate::{
     catalogue::{Catalogue, CatalogueError},
+    content::Unpackers,
     environment::Environment,
     store::{Store, StoreError},
 };
@@ -180,6 +181,8 @@ pub struct Repository {
     pub(crate) pins: Arc<Pins>,
     /// Limits the threads that hash and decompress.
     pub(crate) processors: Arc<Semaphore>,
+    /// What decompresses and identifies chunks.
+    pub(crate) unpackers: Unpackers,
     /// Limits the memory taken by chunks on their way out.
     pub(crate) readers: Arc<Semaphore>,
     /// Held while a generation is deleted or its protection changed, so that the record and the catalogue
@@ -241,6 +244,7 @@ impl Repository {
         for problem in store.problems() {
             tracing::warn!(repository = %dir.display(), %problem, "opened with a problem");
         }
+        let chunk_bytes = file.chunk_bytes;
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Arc::new(Self {
             dir: dir.into(),
@@ -251,6 +255,7 @@ impl Repository {
             sessions: Arc::default(),
             pins: Arc::default(),
             processors: Arc::new(Semaphore::new(processors)),
+            unpackers: Unpackers::new(chunk_bytes),
             readers: Arc::new(Semaphore::new(READERS)),
             marking: tokio::sync::Mutex::default(),
             stopping: watch::Sender::new(false),

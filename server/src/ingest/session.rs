@@ -351,9 +351,10 @@ async fn check_and_store(
     weight: u64,
 ) -> Stored {
     let processor = Arc::clone(&repository.processors).acquire_owned().await;
+    let checking = Arc::clone(&repository);
     let checked = tokio::task::spawn_blocking(move || {
         let _processor = processor;
-        check_content(batch, geometry)
+        check_content(batch, geometry, &checking.unpackers)
     });
     let mut checked = checked
         .await
@@ -370,6 +371,7 @@ pub(super) async fn put_nodes(store: &Store, nodes: Vec<FreshNode>) -> Result<u6
         codec: thinbak_proto::CODEC_PLAIN as u8,
         plain_len: u32::try_from(encoded.len()).unwrap_or(u32::MAX),
         stored: encoded.into(),
+        stored_hash: None,
     });
     Ok(store.put(records.collect()).await?.new_stored_bytes)
 }
