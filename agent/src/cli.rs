@@ -3,6 +3,7 @@
 mod agent;
 mod args;
 mod backup;
+mod collect;
 mod demo;
 mod diff;
 mod docs;
@@ -12,6 +13,7 @@ mod interrupt;
 mod jobs;
 mod metadata;
 mod pool;
+mod prune;
 mod restore;
 mod stop;
 mod transfer;
@@ -90,6 +92,8 @@ async fn dispatch(context: Context, command: Command) -> Result<(), Stop> {
             Command::Generation(command) => generation::run(&context, command).await,
             Command::Restore(restore) => restore::run(&context, restore).await,
             Command::Verify(verify) => verify::run(&context, verify).await,
+            Command::Prune(prune) => prune::run(&context, prune).await,
+            Command::Collect(collect) => collect::run(&context, collect).await,
             Command::Completions { shell } => docs::completions(shell),
             Command::Man { dir } => docs::man(&dir),
         }

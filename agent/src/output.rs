@@ -20,6 +20,27 @@ pub(crate) struct Output {
     quiet: bool,
 }
 
+/// A document that is printed an item a line; nothing before there is one.
+pub(crate) struct LongDocument {
+    out: io::BufWriter<io::Stdout>,
+    /// What begins the document.
+    before: Option<String>,
+}
+
+impl LongDocument {
+    /// Prints one more item.
+    pub(crate) fn item(&mut self, item: &Value) -> io::Result<()> {
+        let before = self.before.take();
+        write!(self.out, "{}{item}", before.as_deref().unwrap_or(",\n  "))
+    }
+
+    /// Ends the document.
+    pub(crate) fn end(mut self) -> io::Result<()> {
+        writeln!(self.out, "{}\n] }}", self.before.take().unwrap_or_default())?;
+        self.out.flush()
+    }
+}
+
 /// A column of a table.
 pub(crate) enum Column {
     /// Words.
@@ -44,6 +65,12 @@ impl Output {
         serde_json::to_writer_pretty(&mut out, document)?;
         writeln!(out)?;
         out.flush()
+    }
+
+    /// A document with one list, too long to be made in memory.
+    pub(crate) fn long_document(self, name: &str) -> LongDocument {
+        let before = format!("{{ {}: [\n  ", Value::from(name));
+        LongDocument { out: io::BufWriter::new(io::stdout()), before: Some(before) }
     }
 
     /// One line of a job.

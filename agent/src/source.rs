@@ -1,6 +1,8 @@
 //! Where change streams come from.
 
 mod change_list;
+#[cfg(test)]
+mod forest;
 mod generation;
 mod geometry;
 mod map_walk;

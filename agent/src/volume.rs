@@ -143,20 +143,12 @@ impl PoolVolume {
 
     /// Whether all of `from .. to` reads as zero, as far as it lies in the volume. Blocking.
     fn is_zero(&self, from: u64, to: u64) -> Result<bool, Failed> {
-        let mut buffer = vec![0; 64 * 1024];
-        for range in self.readable(from, to) {
-            let MappedRange { mut begin, end } = range?;
-            while begin < end {
-                let len = usize::try_from(end - begin).unwrap_or(usize::MAX).min(buffer.len());
-                let part = buffer.get_mut(..len).unwrap_or_default();
-                self.read(begin, part)?;
-                if part.iter().any(|byte| *byte != 0) {
-                    return Ok(false);
-                }
-                begin += len as u64;
-            }
-        }
-        Ok(true)
+        let mut is_zero = true;
+        self.nonzero(from, to, |_, _| {
+            is_zero = false;
+            Ok(false)
+        })?;
+        Ok(is_zero)
     }
 
     /// Makes `offset .. offset + len` read as zero without unmapping anything. Blocking.
@@ -164,11 +156,35 @@ impl PoolVolume {
         self.zero_readable(offset, offset.saturating_add(len).min(self.size_bytes()))
     }
 
-    /// Writes zeros to what may read as something else in `from .. to`.
+    /// Writes zeros to what reads as something else in `from .. to`. What is zero already is left alone: a block that is
+    /// written is no longer shared with the snapshots of the device.
     fn zero_readable(&self, from: u64, to: u64) -> Result<(), Failed> {
-        for range in self.readable(from, to) {
-            let MappedRange { begin, end } = range?;
+        self.nonzero(from, to, |begin, end| {
             write_zeros(begin, end, |at, zeros| self.write(at, zeros))?;
+            Ok(true)
+        })
+    }
+
+    /// Calls `found` for pieces of `from .. to` that do not read as zero, until it returns `false`.
+    fn nonzero(
+        &self,
+        from: u64,
+        to: u64,
+        mut found: impl FnMut(u64, u64) -> Result<bool, Failed>,
+    ) -> Result<(), Failed> {
+        let mut buffer = vec![0; 64 * 1024];
+        for range in self.readable(from, to) {
+            let MappedRange { mut begin, end } = range?;
+            while begin < end {
+                let len = usize::try_from(end - begin).unwrap_or(usize::MAX).min(buffer.len());
+                let part = buffer.get_mut(..len).unwrap_or_default();
+                self.read(begin, part)?;
+                let next = begin + len as u64;
+                if part.iter().any(|byte| *byte != 0) && !found(begin, next)? {
+                    return Ok(());
+                }
+                begin = next;
+            }
         }
         Ok(())
     }

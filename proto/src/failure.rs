@@ -36,7 +36,7 @@ impl Failed {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self.kind {
-            FailureKind::Failed => 1,
+            FailureKind::Failed | FailureKind::NoSpace => 1,
             FailureKind::Usage => 2,
             FailureKind::Damaged => 4,
             FailureKind::Refused | FailureKind::BaseUnknown => 5,
@@ -72,6 +72,7 @@ impl From<Failed> for Status {
             FailureKind::Refused | FailureKind::BaseUnknown => Code::FailedPrecondition,
             FailureKind::NotFound => Code::NotFound,
             FailureKind::Busy => Code::Unavailable,
+            FailureKind::NoSpace => Code::ResourceExhausted,
             FailureKind::Denied => Code::PermissionDenied,
         };
         let message = failed.message.clone();

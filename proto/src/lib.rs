@@ -1,12 +1,14 @@
 //! The gRPC services of thinbak and what both of their sides must agree on:
-//! chunk and map-node ids, the encoding of map nodes, and how a failure travels.
+//! chunk and map-node ids, the encoding of map nodes, how a failure travels, how lengths of time are written.
 
 mod codec;
+mod duration;
 mod failure;
 mod id;
 mod map_node;
 
 pub use codec::{MessageCodec, MessageEncoder};
+pub use duration::{InvalidDuration, format_duration, parse_duration};
 pub use failure::{Failed, FailureKind};
 pub use id::{ChunkId, ID_LEN, InvalidId, ManifestId, NodeId};
 pub use map_node::{

@@ -4,9 +4,16 @@
 //! A generation becomes visible in one transaction, and only after everything it refers to is on stable
 //! storage; see the schema in the workspace's `migrations/`.
 
+mod copy;
 mod deletion;
+mod draft;
+mod error;
+mod listing;
+mod quarantine;
 mod range;
 mod rows;
+mod schedules;
+mod swap;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +22,7 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use sqlx::{
     Row as _, SqliteConnection, SqlitePool,
     migrate::{MigrateError, Migrator},
@@ -23,57 +31,18 @@ use sqlx::{
 use thinbak_proto::{ManifestId, v1};
 use uuid::Uuid;
 
-pub(crate) use deletion::{Deletion, GenerationKey, Root};
+pub(crate) use deletion::{Deleted, Deletion, GenerationKey, Root};
+pub(crate) use draft::{Draft, Grave, RowState, VolumeRow};
+pub use error::CatalogueError;
+pub(crate) use listing::{Filter, Position};
+pub(crate) use quarantine::QuarantineEntry;
 use rows::{generation_of, signed, unsigned};
+pub(crate) use swap::{CATALOGUE_NAME, DRAFT_NAME, finish_swap, remove_draft, swap_in};
 
 static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
 
 const CONNECTIONS: u32 = 4;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// What the catalogue cannot do.
-#[derive(Debug, thiserror::Error)]
-pub enum CatalogueError {
-    /// The file is missing or not sound.
-    #[error("the catalogue {} is damaged: {reason}", path.display())]
-    Damaged {
-        /// The SQLite file.
-        path: PathBuf,
-        /// What SQLite says of it.
-        reason: String,
-    },
-    /// A newer program has changed the schema.
-    #[error("the catalogue {} has schema version {version}, which this program does not know", path.display())]
-    Newer {
-        /// The SQLite file.
-        path: PathBuf,
-        /// The migration that is not known here.
-        version: i64,
-    },
-    /// The schema could not be brought up to date.
-    #[error("cannot bring the catalogue's schema up to date: {0}")]
-    Migrate(#[source] MigrateError),
-    /// Anything else that SQLite says.
-    #[error("the catalogue: {0}")]
-    Sql(#[from] sqlx::Error),
-    /// A row that no program of ours would have written.
-    #[error("the catalogue holds an impossible {0}")]
-    Row(&'static str),
-    /// A number beyond what the catalogue can hold.
-    #[error("{0} is beyond what the catalogue can hold")]
-    TooLarge(u64),
-    /// The name belongs to another volume.
-    #[error("the name {name} belongs to volume {owner}")]
-    NameTaken {
-        /// The name.
-        name: String,
-        /// Uuid of the volume that has it.
-        owner: Uuid,
-    },
-    /// The generation number went to somebody else.
-    #[error("generation {0} of the volume is there already")]
-    NumberTaken(u64),
-}
 
 /// Which generation of a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +50,21 @@ pub(crate) enum Selector {
     Number(u64),
     Latest,
     AtOrBefore(u64),
+}
+
+impl Selector {
+    /// The statement that finds it; 1 is the volume's uuid, 2 the number or the time.
+    fn statement(self) -> String {
+        let which = match self {
+            Self::Number(_) => "AND g.number = ?2",
+            Self::Latest => "",
+            Self::AtOrBefore(_) => "AND g.created_at_ms <= ?2",
+        };
+        format!(
+            "{GENERATION_COLUMNS} WHERE g.volume_uuid = ?1 AND g.deleted_at_ms IS NULL {which}
+             ORDER BY g.number DESC LIMIT 1"
+        )
+    }
 }
 
 /// A generation and where its manifest is.
@@ -102,16 +86,30 @@ pub(crate) struct Totals {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Next {
     pub(crate) number: u64,
-    /// Creation time of the newest generation ever, 0 if none: the next one's is later.
+    /// Creation time of the newest generation, 0 if none.
     pub(crate) last_created_at_ms: u64,
 }
 
 const GENERATION_COLUMNS: &str =
     "SELECT g.*, v.name FROM generations g JOIN volumes v ON v.uuid = g.volume_uuid";
 
+/// All volumes that have a generation.
+const VOLUMES: &str = "SELECT v.uuid, v.name, c.generations, g.number, g.created_at_ms, g.size_bytes
+             FROM volumes v
+             JOIN (SELECT volume_uuid, count(*) AS generations, max(number) AS latest
+                   FROM generations WHERE deleted_at_ms IS NULL GROUP BY volume_uuid) c ON c.volume_uuid = v.uuid
+             JOIN generations g ON g.volume_uuid = v.uuid AND g.number = c.latest
+             ORDER BY v.name";
+/// Counts and sums of each volume.
+const TOTALS: &str = "SELECT count(*), coalesce(sum(mapped_bytes / 512), 0),
+                    coalesce(sum(mapped_bytes % 512), 0)
+             FROM generations WHERE deleted_at_ms IS NULL GROUP BY volume_uuid";
+
 pub(crate) struct Catalogue {
     pool: SqlitePool,
     path: PathBuf,
+    /// Why the last generation could not be made visible, if SQLite or the disk was the reason.
+    write_failure: Mutex<Option<String>>,
 }
 
 impl Catalogue {
@@ -157,7 +155,7 @@ impl Catalogue {
             .max_lifetime(None)
             .connect_with(options)
             .await?;
-        Ok(Self { pool, path: path.into() })
+        Ok(Self { pool, path: path.into(), write_failure: Mutex::default() })
     }
 
     /// Waits for what is under way and closes the file.
@@ -184,7 +182,8 @@ impl Catalogue {
     /// What the volume's next generation must carry.
     pub(crate) async fn next(&self, uuid: Uuid) -> Result<Next, CatalogueError> {
         let row = sqlx::query(
-            "SELECT next_number, coalesce((SELECT max(created_at_ms) FROM generations WHERE volume_uuid = uuid), 0) AS last
+            "SELECT next_number, coalesce((SELECT created_at_ms FROM generations WHERE volume_uuid = uuid
+                                           ORDER BY number DESC LIMIT 1), 0) AS last
              FROM volumes WHERE uuid = ?",
         )
         .bind(uuid.to_string())
@@ -197,9 +196,35 @@ impl Catalogue {
         })
     }
 
+    /// Why the last generation could not be written, until one can.
+    pub(crate) fn write_failure(&self) -> Option<String> {
+        self.write_failure.lock().clone()
+    }
+
+    /// Whether the catalogue can be read at all.
+    pub(crate) async fn probe(&self) -> Result<(), CatalogueError> {
+        sqlx::query("SELECT uuid FROM volumes LIMIT 1").fetch_optional(&self.pool).await?;
+        Ok(())
+    }
+
     /// Makes a generation visible, and binds its volume's name. All it refers to is on stable storage.
     /// A volume that loses its name by adoption keeps its generations under `NAME.UUID`.
     pub(crate) async fn add_generation(
+        &self,
+        generation: &v1::Generation,
+        manifest: ManifestId,
+        adopt: bool,
+    ) -> Result<(), CatalogueError> {
+        let added = self.add(generation, manifest, adopt).await;
+        match &added {
+            Err(error @ CatalogueError::Sql(_)) => *self.write_failure.lock() = Some(error.to_string()),
+            // The name or the number: the catalogue has done its work.
+            Ok(()) | Err(_) => *self.write_failure.lock() = None,
+        }
+        added
+    }
+
+    async fn add(
         &self,
         generation: &v1::Generation,
         manifest: ManifestId,
@@ -224,16 +249,7 @@ impl Catalogue {
 
     /// All volumes that have a generation, by name.
     pub(crate) async fn volumes(&self) -> Result<Vec<v1::Volume>, CatalogueError> {
-        let rows = sqlx::query(
-            "SELECT v.uuid, v.name, c.generations, g.number, g.created_at_ms, g.size_bytes
-             FROM volumes v
-             JOIN (SELECT volume_uuid, count(*) AS generations, max(number) AS latest
-                   FROM generations WHERE deleted_at_ms IS NULL GROUP BY volume_uuid) c ON c.volume_uuid = v.uuid
-             JOIN generations g ON g.volume_uuid = v.uuid AND g.number = c.latest
-             ORDER BY v.name",
-        )
-        .fetch_all(&self.pool)
-        .await?;
+        let rows = sqlx::query(VOLUMES).fetch_all(&self.pool).await?;
         rows.iter().map(rows::volume_of).collect()
     }
 
@@ -260,21 +276,16 @@ impl Catalogue {
         volume: Uuid,
         which: Selector,
     ) -> Result<Option<Entry>, CatalogueError> {
-        let (number, before) = match which {
-            Selector::Number(number) => (Some(signed(number)?), None),
-            Selector::Latest => (None, None),
-            Selector::AtOrBefore(time) => (None, Some(i64::try_from(time).unwrap_or(i64::MAX))),
+        let value = match which {
+            Selector::Number(number) => Some(signed(number)?),
+            Selector::Latest => None,
+            Selector::AtOrBefore(time) => Some(i64::try_from(time).unwrap_or(i64::MAX)),
         };
-        let row = sqlx::query(sqlx::AssertSqlSafe(format!(
-            "{GENERATION_COLUMNS} WHERE g.deleted_at_ms IS NULL AND g.volume_uuid = ?1
-             AND (?2 IS NULL OR g.number = ?2) AND (?3 IS NULL OR g.created_at_ms <= ?3)
-             ORDER BY g.number DESC LIMIT 1"
-        )))
-        .bind(volume.to_string())
-        .bind(number)
-        .bind(before)
-        .fetch_optional(&self.pool)
-        .await?;
+        let row = sqlx::query(sqlx::AssertSqlSafe(which.statement()))
+            .bind(volume.to_string())
+            .bind(value)
+            .fetch_optional(&self.pool)
+            .await?;
         row.as_ref().map(generation_of).transpose()
     }
 
@@ -313,13 +324,7 @@ impl Catalogue {
     /// Counts over everything visible.
     pub(crate) async fn totals(&self) -> Result<Totals, CatalogueError> {
         // Summed here, for the sum of many large volumes need not fit in 63 bits.
-        let rows: Vec<(i64, i64, i64)> = sqlx::query_as(
-            "SELECT count(*), coalesce(sum(mapped_bytes / 512), 0),
-                    coalesce(sum(mapped_bytes % 512), 0)
-             FROM generations WHERE deleted_at_ms IS NULL GROUP BY volume_uuid",
-        )
-        .fetch_all(&self.pool)
-        .await?;
+        let rows: Vec<(i64, i64, i64)> = sqlx::query_as(TOTALS).fetch_all(&self.pool).await?;
         let mut totals = Totals { volumes: 0, generations: 0, mapped_bytes: 0 };
         for (generations, sectors, rest) in rows {
             totals.volumes += 1;
@@ -368,18 +373,10 @@ async fn bind_name(
     Ok(())
 }
 
-/// Tells a damaged file (SQLite's codes CORRUPT 11 and NOTADB 26, and their extensions) from other failures.
+/// Tells a damaged file (CORRUPT 11, NOTADB 26) from other failures.
 fn damaged(path: &Path, error: CatalogueError) -> CatalogueError {
-    let code = match &error {
-        CatalogueError::Sql(sqlx::Error::Database(error)) => {
-            error.code().and_then(|code| code.parse::<u32>().ok())
-        }
-        _ => None,
-    };
-    match code {
-        Some(code) if matches!(code & 0xff, 11 | 26) => {
-            CatalogueError::Damaged { path: path.into(), reason: error.to_string() }
-        }
+    match error.code() {
+        Some(11 | 26) => CatalogueError::Damaged { path: path.into(), reason: error.to_string() },
         _ => error,
     }
 }

@@ -1,13 +1,25 @@
 //! What a person types, reads and gets as exit code. Data goes to stdout, all else to stderr.
 
 mod arguments;
+mod catalogue;
+mod collect;
 mod output;
+mod place;
+mod prune;
 
-use std::{io::IsTerminal as _, net::SocketAddr, path::Path, process::ExitCode, sync::Arc};
+use std::{
+    ffi::OsStr,
+    io::IsTerminal as _,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use clap::Parser as _;
 use thinbak_proto::{Failed, FailureKind, v1};
-use thinbak_server::{InitOptions, Repository, routes, serve};
+use thinbak_server::{InitOptions, Repository, config::Config, routes, schedule, serve, serve_metrics};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -16,20 +28,27 @@ use tonic::{Request, service::Routes};
 use tracing_subscriber::EnvFilter;
 use v1::{repository_client::RepositoryClient, verify_event::Event};
 
-use arguments::{Arguments, Command};
+use arguments::{Arguments, Command, LogFormat};
 use output::Output;
 
 /// Damage was found.
 const DAMAGED: u8 = 4;
 
+/// Where the server listens unless something else is said.
+const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 7440);
+
 /// Runs the command.
 pub(super) fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let output = Output { json: arguments.command.json() };
-    start_log(&arguments.command, arguments.verbose, arguments.quiet);
+    start_log(&arguments);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let outcome = match runtime {
-        Ok(runtime) => runtime.block_on(run(arguments.command, &output)),
+        Ok(runtime) => runtime.block_on(async {
+            // An empty variable says nothing.
+            let named = arguments.config.as_deref().filter(|path| path.as_os_str() != OsStr::new(""));
+            run(arguments.command, Config::read(named)?, &output).await
+        }),
         Err(error) => Err(Failed::new(FailureKind::Failed, format!("cannot start the runtime: {error}"))),
     };
     match outcome {
@@ -42,8 +61,8 @@ pub(super) fn main() -> ExitCode {
 }
 
 /// `RUST_LOG` goes before the flags. What the libraries say is for those who ask for more.
-fn start_log(command: &Command, verbose: u8, quiet: bool) {
-    let level = match (quiet, verbose, command) {
+fn start_log(arguments: &Arguments) {
+    let level = match (arguments.quiet, arguments.verbose, &arguments.command) {
         (true, ..) => "error",
         (false, 0, Command::Run { .. }) => "warn,thinbak_server=info",
         (false, 0, _) => "warn",
@@ -52,29 +71,70 @@ fn start_log(command: &Command, verbose: u8, quiet: bool) {
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    log.with_ansi(std::io::stderr().is_terminal()).init();
+    match arguments.log_format {
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => log.json().flatten_event(true).with_current_span(false).init(),
+    }
 }
 
-async fn run(command: Command, output: &Output) -> Result<u8, Failed> {
+async fn run(command: Command, config: Config, output: &Output) -> Result<u8, Failed> {
     match command {
         Command::Init { repo, chunk_size, json: _ } => {
             let uuid = Repository::init(&repo, InitOptions { chunk_bytes: chunk_size }).await?;
             output.initialised(&repo, uuid, chunk_size);
             Ok(0)
         }
-        Command::Run { repo, listen } => serve_repository(&repo, listen, output).await,
+        Command::Run { repo, listen, metrics } => {
+            let listen = listen.or(config.listen).unwrap_or(DEFAULT_LISTEN);
+            serve_repository(&place(repo, &config)?, listen, metrics, config, output).await
+        }
+        Command::Prune { repo, dry_run, json: _ } => {
+            prune::run(&place(repo, &config)?, config, dry_run, output).await
+        }
         Command::Stats { repo, json: _ } => {
             let stats = |mut client: RepositoryClient<Routes>| async move {
                 Ok(client.stats(v1::StatsRequest {}).await?.into_inner())
             };
-            output.stats(&with_repository(&repo, stats).await?);
+            output.stats(&with_repository(&place(repo, &config)?, stats).await?);
             Ok(0)
         }
-        Command::Verify { repo, volume, sample, json: _ } => {
-            let request = verify_request(volume.as_deref(), sample)?;
-            with_repository(&repo, |client| verify(client, request, output)).await
+        Command::Verify { repo, volume, sample, older_than, rate, json: _ } => {
+            let request = v1::VerifyRequest {
+                older_than_ms: older_than.map_or(0, milliseconds),
+                bytes_per_second: rate.unwrap_or_default(),
+                ..verify_request(volume.as_deref(), sample)?
+            };
+            with_repository(&place(repo, &config)?, |client| verify(client, request, output)).await
         }
+        Command::RebuildCatalogue { repo, json: _ } => {
+            catalogue::rebuild(&place(repo, &config)?, output).await
+        }
+        Command::BackupCatalogue { at, keep, json: _ } => {
+            catalogue::back_up(&at.address(&config).await?, keep, output).await
+        }
+        Command::RestoreCatalogue { repo, copy, json: _ } => {
+            catalogue::restore(&place(repo, &config)?, &copy, output).await
+        }
+        Command::Collect(command) => collect::run(&command, config, output).await,
     }
+}
+
+/// The repository's directory: as the command line or the environment names it, else the configuration.
+fn place(named: Option<PathBuf>, config: &Config) -> Result<PathBuf, Failed> {
+    named.or_else(|| config.repo.clone()).ok_or_else(|| {
+        Failed::new(FailureKind::Usage, "no repository is named")
+            .with_hint("name one with --repo DIR, THINBAK_REPOSITORY, or `repo` in server.toml")
+    })
+}
+
+/// Opens a repository and tells it what the configuration says of it; in a dry run only what it does not keep.
+async fn open(dir: &Path, config: &mut Config, dry_run: bool) -> Result<Arc<Repository>, Failed> {
+    let repository = Repository::open(dir).await?;
+    repository.set_retention(std::mem::take(&mut config.retention));
+    if let Some(grace) = config.grace.filter(|_| !dry_run) {
+        repository.set_grace(grace).await?;
+    }
+    Ok(repository)
 }
 
 /// Calls the services of a repository that is opened in this process.
@@ -91,8 +151,13 @@ where
     outcome
 }
 
-async fn serve_repository(dir: &Path, listen: SocketAddr, output: &Output) -> Result<u8, Failed> {
-    let failed = |error| Failed::new(FailureKind::Failed, format!("cannot listen on {listen}: {error}"));
+async fn serve_repository(
+    dir: &Path,
+    listen: SocketAddr,
+    metrics: Option<SocketAddr>,
+    mut config: Config,
+    output: &Output,
+) -> Result<u8, Failed> {
     if !listen.ip().is_loopback() {
         return Err(thinbak_server::ServeError::NotLoopback(listen).into());
     }
@@ -103,9 +168,11 @@ async fn serve_repository(dir: &Path, listen: SocketAddr, output: &Output) -> Re
     };
     let (mut terminate, mut interrupt) =
         (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
-    let repository = Repository::open(dir).await?;
-    let listener = TcpListener::bind(listen).await.map_err(failed)?;
-    output.listening(listener.local_addr().map_err(failed)?);
+    let repository = open(dir, &mut config, false).await?;
+    let jobs = schedule::Jobs::of(&repository);
+    jobs.check(&config.schedule)?;
+    let listener = bind(listen).await?;
+    output.listening(local_address(&listener)?);
     let shutdown = async move {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -113,16 +180,50 @@ async fn serve_repository(dir: &Path, listen: SocketAddr, output: &Output) -> Re
         }
         tracing::info!("stopping");
     };
-    let served = serve(Arc::clone(&repository), listener, shutdown).await;
+    let scraped = match metrics {
+        Some(address) => {
+            let listener = bind(address).await?;
+            output.serving_metrics(local_address(&listener)?);
+            let served = serve_metrics(Arc::clone(&repository), listener, std::future::pending());
+            Some(tokio::spawn(served))
+        }
+        None => None,
+    };
+    let served = tokio::select! {
+        served = serve(Arc::clone(&repository), listener, shutdown) => served,
+        () = schedule::keep(Arc::clone(&repository), config.schedule, jobs) => Ok(()),
+    };
+    if let Some(scraped) = scraped {
+        scraped.abort();
+        // Cancelled, which was wanted, or ended by an error before.
+        let _ = scraped.await;
+    }
     repository.close().await;
     served?;
     Ok(0)
 }
 
+async fn bind(address: SocketAddr) -> Result<TcpListener, Failed> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| Failed::new(FailureKind::Failed, format!("cannot listen on {address}: {error}")))
+}
+
+fn local_address(listener: &TcpListener) -> Result<SocketAddr, Failed> {
+    listener.local_addr().map_err(|error| {
+        Failed::new(FailureKind::Failed, format!("cannot tell what is listened on: {error}"))
+    })
+}
+
+/// Rounded up to a millisecond: 0 would mean that nothing was asked.
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
 /// VOLUME or VOLUME:GEN, where GEN is a number or `latest`.
 fn verify_request(volume: Option<&str>, sample: f64) -> Result<v1::VerifyRequest, Failed> {
     use v1::generation_selector::Which;
-    let Some(text) = volume else { return Ok(v1::VerifyRequest { volume: None, selector: None, sample }) };
+    let Some(text) = volume else { return Ok(v1::VerifyRequest { sample, ..v1::VerifyRequest::default() }) };
     let last_part = text.rfind('/').map_or(0, |slash| slash + 1);
     let colon = text.get(last_part..).and_then(|part| part.find(':')).map(|colon| last_part + colon);
     let (name, generation) = match colon.and_then(|colon| Some((text.get(..colon)?, text.get(colon + 1..)?)))
@@ -142,7 +243,7 @@ fn verify_request(volume: Option<&str>, sample: f64) -> Result<v1::VerifyRequest
     };
     let selector = which.map(|which| v1::GenerationSelector { which: Some(which) });
     let volume = v1::VolumeName { name: name.into(), host: String::new() };
-    Ok(v1::VerifyRequest { volume: Some(volume), selector, sample })
+    Ok(v1::VerifyRequest { volume: Some(volume), selector, sample, ..v1::VerifyRequest::default() })
 }
 
 async fn verify(
@@ -155,6 +256,8 @@ async fn verify(
     while let Some(event) = events.message().await? {
         match event.event {
             Some(Event::Progress(progress)) => output.progress(progress),
+            Some(Event::Record(record)) => output.damaged_record(&record),
+            Some(Event::Pack(pack)) => output.damaged_pack(&pack),
             Some(Event::Damage(damage)) => output.damage(&damage),
             Some(Event::Summary(summary)) => {
                 damaged = summary.damaged;

@@ -85,6 +85,13 @@ impl Environment {
         Self { clock, random, packs: None }
     }
 
+    /// The same with packs in memory.
+    #[cfg(any(test, fuzzing, feature = "testing"))]
+    #[must_use]
+    pub fn with_packs_in(self, medium: Arc<crate::store::memory_medium::MemoryMedium>) -> Self {
+        Self { packs: Some(medium), ..self }
+    }
+
     /// Where the packs of the store in `packs_dir` are.
     pub(crate) fn medium(&self, packs_dir: &Path) -> Arc<dyn Medium> {
         match &self.packs {

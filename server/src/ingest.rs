@@ -17,7 +17,7 @@ mod batch;
 mod commit;
 mod session;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{pin::Pin, sync::Arc};
 
@@ -46,7 +46,10 @@ impl v1::ingest_server::Ingest for IngestService {
             match session.next().await {
                 Ok(Some(response)) => Some((Ok(response), Some(session))),
                 Ok(None) => None,
-                Err(failed) => Some((Err(Status::from(failed)), None)),
+                Err(failed) => {
+                    session.failed();
+                    Some((Err(Status::from(failed)), None))
+                }
             }
         });
         Ok(Response::new(Box::pin(responses)))

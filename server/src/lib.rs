@@ -2,19 +2,42 @@
 //! them. The same library is the embedded repository of a client.
 
 mod catalogue;
+mod collect;
+pub mod config;
 mod content;
 mod environment;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+#[expect(clippy::indexing_slicing, reason = "a panic is a finding")]
+pub mod fuzzing;
+mod health;
 mod ingest;
 mod manifest;
 mod map_tree;
 mod marking;
+mod metrics;
+mod rebuild;
 mod repository;
 mod retention;
+pub mod schedule;
 mod service;
 pub mod store;
 mod verify;
 
+/// What simulations and fuzzers put in the place of a disk.
+#[cfg(any(fuzzing, feature = "testing"))]
+#[doc(hidden)]
+pub mod testing {
+    pub use crate::store::memory_medium::MemoryMedium;
+}
+
 pub use catalogue::CatalogueError;
 pub use environment::{Clock, Environment, Random};
-pub use repository::{InitOptions, Repository, RepositoryError};
+pub use metrics::serve_metrics;
+pub use rebuild::{
+    Damage, MAX_DAMAGE, ONLY_IN_THE_CATALOGUE, OnlyInTheCatalogue, Rebuilt, rebuild_catalogue,
+    restore_catalogue,
+};
+pub use repository::{CatalogueBackup, InitOptions, Repository, RepositoryError};
+pub use retention::{InvalidPattern, KeepsNothing, Pattern, Policy, RetentionRule};
 pub use service::{ServeError, routes, serve};

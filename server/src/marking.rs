@@ -7,7 +7,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use thinbak_proto::{ChunkId, MapEntry, MapNode, NodeId};
 
@@ -58,6 +58,11 @@ pub(crate) struct Marker {
     store: Store,
     marks: RecordMarks,
     lost: Lost,
+    /// Nodes by the level that they were found at: one that also stands at another level is looked at again.
+    levels: Vec<RecordMarks>,
+    /// Chunks of another length than this are noted, and what the index has is marked, readable or not.
+    audit: Option<u32>,
+    odd: HashMap<ChunkId, u32>,
     nodes_read: u64,
 }
 
@@ -70,7 +75,43 @@ struct Pending {
 
 impl Marker {
     pub(crate) fn new(store: Store) -> Self {
-        Self { store, marks: RecordMarks::default(), lost: Lost::default(), nodes_read: 0 }
+        Self {
+            store,
+            marks: RecordMarks::default(),
+            lost: Lost::default(),
+            levels: Vec::new(),
+            audit: None,
+            odd: HashMap::new(),
+            nodes_read: 0,
+        }
+    }
+
+    /// For verification: damaged records are marked as well, to be read again, and chunks that are not
+    /// `chunk_bytes` long are noted.
+    pub(crate) fn for_verification(store: Store, chunk_bytes: u32) -> Self {
+        Self { audit: Some(chunk_bytes), ..Self::new(store) }
+    }
+
+    /// The chunks found that are shorter or longer than others, and their length in bytes.
+    pub(crate) fn odd_chunks(&mut self) -> HashMap<ChunkId, u32> {
+        std::mem::take(&mut self.odd)
+    }
+
+    async fn locate(&self, ids: Vec<[u8; 32]>) -> Result<Vec<Option<Location>>, StoreError> {
+        match self.audit {
+            Some(_) => self.store.indexed_at(ids).await,
+            None => self.store.locate(ids).await,
+        }
+    }
+
+    /// Marks a node at a level. False if it was marked there.
+    fn mark_node(&mut self, level: u32, location: &Location) -> bool {
+        self.marks.insert(location);
+        let level = usize::try_from(level).unwrap_or_default();
+        if self.levels.len() <= level {
+            self.levels.resize_with(level + 1, RecordMarks::default);
+        }
+        self.levels.get_mut(level).is_some_and(|marks| marks.insert(location))
     }
 
     /// Distinct nodes that were read and are sound.
@@ -114,9 +155,9 @@ impl Marker {
     ) -> Result<Vec<ChunkId>, StoreError> {
         let ids = step.iter().map(|node| *node.id.as_bytes()).collect();
         let mut unread: Vec<(Pending, Location)> = Vec::new();
-        for (node, location) in step.into_iter().zip(self.store.locate(ids).await?) {
+        for (node, location) in step.into_iter().zip(self.locate(ids).await?) {
             match location.filter(|location| location.kind == Kind::MapNode) {
-                Some(location) if self.marks.insert(&location) => unread.push((node, location)),
+                Some(location) if self.mark_node(node.level, &location) => unread.push((node, location)),
                 Some(_) => {}
                 None => self.lost.node(node.id),
             }
@@ -143,11 +184,16 @@ impl Marker {
     }
 
     async fn chunks(&mut self, ids: Vec<ChunkId>) -> Result<(), StoreError> {
-        let found = self.store.locate(ids.iter().map(|id| *id.as_bytes()).collect()).await?;
+        let found = self.locate(ids.iter().map(|id| *id.as_bytes()).collect()).await?;
         for (id, location) in ids.into_iter().zip(found) {
             match location.filter(|location| location.kind == Kind::Chunk) {
                 Some(location) => {
                     self.marks.insert(&location);
+                    if self.audit.is_some_and(|usual| usual != location.plain_len)
+                        && self.odd.len() < MAX_LOST
+                    {
+                        self.odd.insert(id, location.plain_len);
+                    }
                 }
                 None => self.lost.chunk(id),
             }

@@ -5,9 +5,14 @@
 //! | `thinbak-repository` | JSON: what this is; written last by `init`, never changed |
 //! | `lock` | held with an exclusive `flock` by the one process that has the repository open |
 //! | `catalogue.sqlite` | what is visible (and its `-wal`, `-shm`) |
+//! | `catalogue-backups/` | copies of it |
 //! | `packs/`, `index/` | the store |
 
+mod catalogue_backups;
 mod config;
+mod damage;
+mod error;
+mod offline;
 mod pins;
 mod sessions;
 #[cfg(test)]
@@ -15,159 +20,40 @@ mod tests;
 mod volumes;
 
 use std::{
-    fs::{self, File, TryLockError},
+    fs::{self, File},
     io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
-use thinbak_proto::{Failed, FailureKind};
 use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
 
+pub use catalogue_backups::CatalogueBackup;
+pub(crate) use catalogue_backups::file_time;
 pub use config::InitOptions;
 use config::{FILE_NAME, RepositoryFile};
+pub use error::RepositoryError;
+pub(crate) use offline::Offline;
 pub(crate) use pins::{Pin, Pins};
 pub(crate) use sessions::SessionGuard;
 use sessions::Sessions;
 pub(crate) use volumes::{check_volume_name, selector_of};
 
 use crate::{
-    catalogue::{Catalogue, CatalogueError},
+    catalogue::{CATALOGUE_NAME, Catalogue, finish_swap},
     content::Unpackers,
     environment::Environment,
-    store::{Store, StoreError},
+    metrics::Metrics,
+    retention::RetentionRule,
+    store::{Quarantined, Store},
 };
 
 const LOCK_NAME: &str = "lock";
-const CATALOGUE_NAME: &str = "catalogue.sqlite";
 /// Groups of chunks that are read for clients at one time, each of at most
 /// [`READ_GROUP_BYTES`](crate::content::READ_GROUP_BYTES) and one chunk.
 const READERS: usize = 24;
-
-/// Why a repository cannot be made or opened.
-#[derive(Debug, thiserror::Error)]
-pub enum RepositoryError {
-    /// There is no repository in the directory.
-    #[error("{} is no repository: it has no file {FILE_NAME}", .0.display())]
-    NotFound(PathBuf),
-    /// `init` makes a repository in a new or empty directory only.
-    #[error("cannot make a repository in {}: {}", dir.display(), if *repository { "one is there already" } else { "the directory is not empty" })]
-    NotEmpty {
-        /// The directory.
-        dir: PathBuf,
-        /// It holds a repository.
-        repository: bool,
-    },
-    /// A chunk size that the format does not allow.
-    #[error("chunks cannot have {0} bytes: a power of two from 4096 to 1048576 is needed")]
-    ChunkBytes(u32),
-    /// Made by a newer program.
-    #[error("repository {} has format version {found}; this program knows versions up to {known}", dir.display())]
-    NewerFormat {
-        /// The directory.
-        dir: PathBuf,
-        /// Its version.
-        found: u32,
-        /// The newest that is known here.
-        known: u32,
-    },
-    /// Another process has it open.
-    #[error("repository {} is open in another process", .0.display())]
-    Busy(PathBuf),
-    /// The file that says what the repository is cannot be understood.
-    #[error("{} is damaged: {reason}", path.display())]
-    Config {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// The catalogue.
-    #[error(transparent)]
-    Catalogue(#[from] CatalogueError),
-    /// The store of chunks.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// A file operation failed.
-    #[error("cannot {attempt} {}: {source}", path.display())]
-    Io {
-        /// What was attempted.
-        attempt: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why it failed.
-        source: io::Error,
-    },
-}
-
-impl RepositoryError {
-    fn io(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io { attempt, path: path.into(), source }
-    }
-}
-
-impl From<RepositoryError> for Failed {
-    fn from(error: RepositoryError) -> Self {
-        let (kind, hint) = match &error {
-            RepositoryError::NotFound(_) => {
-                (FailureKind::NotFound, Some("`thinbak-server init --repo DIR` makes a repository"))
-            }
-            RepositoryError::NotEmpty { .. } => {
-                (FailureKind::Refused, Some("name a new or an empty directory"))
-            }
-            RepositoryError::ChunkBytes(_) => (FailureKind::Usage, None),
-            RepositoryError::NewerFormat { .. } => {
-                (FailureKind::Failed, Some("use the program that made it, or a newer one"))
-            }
-            RepositoryError::Busy(_) => {
-                (FailureKind::Busy, Some("address the server that has it open, or stop that server first"))
-            }
-            RepositoryError::Config { .. } => {
-                (FailureKind::Damaged, Some("restore the file from a copy; the packs are not touched"))
-            }
-            RepositoryError::Catalogue(CatalogueError::Damaged { .. }) => (
-                FailureKind::Damaged,
-                Some(
-                    "restore catalogue.sqlite from a copy; all content and all manifests are still in packs/",
-                ),
-            ),
-            RepositoryError::Catalogue(CatalogueError::Newer { .. }) => {
-                (FailureKind::Failed, Some("use the program that wrote it, or a newer one"))
-            }
-            RepositoryError::Store(error) if error.is_damage() => (FailureKind::Damaged, None),
-            RepositoryError::Store(StoreError::RecordTooLarge { .. }) => (FailureKind::Usage, None),
-            RepositoryError::Store(StoreError::NoSpace { .. }) => {
-                (FailureKind::Failed, Some("make room on the repository's file system"))
-            }
-            RepositoryError::Catalogue(_) | RepositoryError::Store(_) | RepositoryError::Io { .. } => {
-                (FailureKind::Failed, None)
-            }
-        };
-        let failed = Failed::new(kind, error.to_string());
-        match hint {
-            Some(hint) => failed.with_hint(hint),
-            None => failed,
-        }
-    }
-}
-
-impl From<CatalogueError> for Failed {
-    fn from(error: CatalogueError) -> Self {
-        match error {
-            CatalogueError::NameTaken { .. } => Failed::new(FailureKind::Refused, error.to_string())
-                .with_hint("`--adopt` gives the name to this volume; what was backed up so far stays under NAME.UUID"),
-            CatalogueError::TooLarge(_) => Failed::new(FailureKind::Usage, error.to_string()),
-            error => RepositoryError::Catalogue(error).into(),
-        }
-    }
-}
-
-impl From<StoreError> for Failed {
-    fn from(error: StoreError) -> Self {
-        RepositoryError::Store(error).into()
-    }
-}
 
 /// An open repository. One process has it open at a time, and in it any number of clients.
 pub struct Repository {
@@ -188,6 +74,16 @@ pub struct Repository {
     /// Held while a generation is deleted or its protection changed, so that the record and the catalogue
     /// say the same.
     pub(crate) marking: tokio::sync::Mutex<()>,
+    /// Held by the one collection that runs.
+    pub(crate) collecting: tokio::sync::Mutex<()>,
+    /// Held while the catalogue is copied.
+    copying: tokio::sync::Mutex<()>,
+    /// What was done since the repository was opened.
+    pub(crate) metrics: Metrics,
+    /// The policies of the server's configuration; the first that matches a volume counts.
+    retention: parking_lot::RwLock<Arc<[RetentionRule]>>,
+    /// Held while damage is written into the catalogue, so that it comes there in order.
+    quarantine_writer: tokio::sync::Mutex<()>,
     stopping: watch::Sender<bool>,
     /// The last field: given back after the store has let go of its files.
     _lock: File,
@@ -226,17 +122,15 @@ impl Repository {
 
     /// Opens the repository in `dir`, which then lives by the clock, the randomness and the packs of `environment`.
     pub async fn open_in(dir: &Path, environment: Environment) -> Result<Arc<Self>, RepositoryError> {
-        let file = RepositoryFile::read(dir)?;
-        let path = dir.join(LOCK_NAME);
-        let lock = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-        let lock = lock.map_err(RepositoryError::io("open", &path))?;
-        lock.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => RepositoryError::Busy(dir.into()),
-            TryLockError::Error(source) => RepositoryError::Io { attempt: "lock", path, source },
-        })?;
-        let catalogue = Catalogue::open(&dir.join(CATALOGUE_NAME)).await?;
+        let Offline { file, lock, .. } = Offline::lock(dir)?;
+        finish_swap(dir).map_err(RepositoryError::io("replace the catalogue in", dir))?;
+        let catalogue = Catalogue::open(&dir.join(CATALOGUE_NAME)).await;
+        let catalogue = catalogue.map_err(RepositoryError::no_catalogue(dir))?;
+        catalogue.bind_to(file.uuid).await.map_err(RepositoryError::no_catalogue(dir))?;
         let (store_dir, uuid, outside) = (dir.to_path_buf(), file.uuid, environment.clone());
-        let store = tokio::task::spawn_blocking(move || Store::open_in(&store_dir, uuid, &outside));
+        let known = catalogue.quarantined().await?;
+        let places: Vec<Quarantined> = known.iter().map(|entry| entry.place).collect();
+        let store = tokio::task::spawn_blocking(move || Store::open_in(&store_dir, uuid, &outside, &places));
         let store = store
             .await
             .map_err(io::Error::other)
@@ -244,9 +138,10 @@ impl Repository {
         for problem in store.problems() {
             tracing::warn!(repository = %dir.display(), %problem, "opened with a problem");
         }
+        damage::settle(&store, &known).await?;
         let chunk_bytes = file.chunk_bytes;
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Ok(Arc::new(Self {
+        let repository = Arc::new(Self {
             dir: dir.into(),
             environment,
             file,
@@ -258,9 +153,16 @@ impl Repository {
             unpackers: Unpackers::new(chunk_bytes),
             readers: Arc::new(Semaphore::new(READERS)),
             marking: tokio::sync::Mutex::default(),
+            collecting: tokio::sync::Mutex::default(),
+            copying: tokio::sync::Mutex::default(),
+            metrics: Metrics::default(),
+            retention: parking_lot::RwLock::new(Arc::new([])),
             stopping: watch::Sender::new(false),
+            quarantine_writer: tokio::sync::Mutex::default(),
             _lock: lock,
-        }))
+        });
+        tokio::spawn(damage::keep_while_open(Arc::downgrade(&repository)));
+        Ok(repository)
     }
 
     /// Ends running sessions, seals the pack being written and closes the catalogue. The directory can be
@@ -268,7 +170,36 @@ impl Repository {
     pub async fn close(&self) {
         self.stop();
         self.store.clone().close().await;
+        if let Err(error) = self.keep_damage().await {
+            tracing::error!(%error, "damage could not be noted in the catalogue; it will be found again");
+        }
         self.catalogue.close().await;
+    }
+
+    /// Sets the policies that are applied when none is named. They are kept in memory only.
+    pub fn set_retention(&self, rules: Vec<RetentionRule>) {
+        *self.retention.write() = rules.into();
+    }
+
+    pub(crate) fn retention(&self) -> Arc<[RetentionRule]> {
+        Arc::clone(&self.retention.read())
+    }
+
+    /// Sets how long deletions can be undone, now and from now on; kept in the catalogue.
+    pub async fn set_grace(&self, grace: Duration) -> Result<(), crate::CatalogueError> {
+        self.catalogue.set_grace_ms(u64::try_from(grace.as_millis()).unwrap_or(u64::MAX)).await
+    }
+
+    /// Ends as a killed process does: nothing is sealed. Returns when all files are closed, for which every service
+    /// made of the repository must be dropped.
+    #[cfg(any(fuzzing, feature = "testing"))]
+    #[doc(hidden)]
+    pub async fn kill(self: Arc<Self>) {
+        self.catalogue.close().await;
+        // What the sessions left to other threads holds a handle for a moment.
+        while Arc::strong_count(&self) > 1 {
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Tells running sessions to end; what they had acknowledged stays usable.

@@ -11,7 +11,14 @@
 //! generation next has a higher revision ([`next_revision`](crate::manifest::next_revision)) and ends it.
 
 mod delete;
+mod pattern;
+mod plan;
+mod policy;
+pub(crate) mod prune;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use delete::{Kept, delete, forget_expired, undelete};
+pub(crate) use delete::{Kept, delete, forget_expired, protect, undelete};
+pub use pattern::{InvalidPattern, Pattern};
+pub(crate) use plan::Candidate;
+pub use policy::{KeepsNothing, Policy, RetentionRule};

@@ -4,7 +4,7 @@ mod generations;
 #[cfg(test)]
 mod tests;
 
-use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use thinbak_proto::{
     DESCRIPTOR_SET, Failed, FailureKind, MAX_MESSAGE_LEN,
@@ -12,17 +12,26 @@ use thinbak_proto::{
 };
 use tokio::net::TcpListener;
 use tonic::{
+    server::NamedService as _,
     service::Routes,
     transport::{Server, server::TcpIncoming},
 };
 
-use crate::{content::ContentService, ingest::IngestService, repository::Repository};
+use crate::{
+    content::ContentService,
+    health::{Health, State},
+    ingest::IngestService,
+    repository::Repository,
+};
 use generations::GenerationService;
+use tonic_health::{ServingStatus, server::HealthReporter};
 
 /// A client that does not answer a ping for this long is gone; its backup ends and its volume is free again.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 /// What clients have to end what they do when the server stops.
 const GRACE: Duration = Duration::from_secs(10);
+/// How often the health is looked at.
+const HEALTH_EVERY: Duration = Duration::from_secs(2);
 /// Calls of one connection at a time.
 const STREAMS: u32 = 64;
 
@@ -83,10 +92,10 @@ pub async fn serve(
     let reflection = described().build_v1().map_err(ServeError::Reflection)?;
     let older_reflection = described().build_v1alpha().map_err(ServeError::Reflection)?;
     let (reporter, health) = tonic_health::server::health_reporter();
-    reporter.set_serving::<RepositoryServer<GenerationService>>().await;
-    reporter.set_serving::<IngestServer<IngestService>>().await;
-    reporter.set_serving::<ContentServer<ContentService>>().await;
 
+    let now = repository.health().await;
+    tell_health(&reporter, &now).await;
+    let watched = watch_health(Arc::clone(&repository), reporter, now);
     let mut stopping = repository.stopping();
     let stop = Arc::clone(&repository);
     let server = Server::builder()
@@ -109,5 +118,35 @@ pub async fn serve(
     tokio::select! {
         ended = server => Ok(ended?),
         () = patience => Ok(()),
+        never = watched => match never {},
     }
+}
+
+/// Keeps telling what works.
+async fn watch_health(repository: Arc<Repository>, reporter: HealthReporter, mut said: Health) -> Infallible {
+    loop {
+        tokio::time::sleep(HEALTH_EVERY).await;
+        let health = repository.health().await;
+        if said == health {
+            continue;
+        }
+        tell_health(&reporter, &health).await;
+        match health.state() {
+            State::Ok => tracing::info!("the repository is ok again"),
+            state => {
+                tracing::warn!(%state, causes = ?health.causes, "the repository is not as it should be");
+            }
+        }
+        said = health;
+    }
+}
+
+/// Backups need more than restores.
+async fn tell_health(reporter: &HealthReporter, health: &Health) {
+    let serving = |works| if works { ServingStatus::Serving } else { ServingStatus::NotServing };
+    let (reads, backups) = (serving(health.serves_reads()), serving(health.takes_backups()));
+    reporter.set_service_status("", reads).await;
+    reporter.set_service_status(<RepositoryServer<GenerationService>>::NAME, reads).await;
+    reporter.set_service_status(<ContentServer<ContentService>>::NAME, reads).await;
+    reporter.set_service_status(<IngestServer<IngestService>>::NAME, backups).await;
 }

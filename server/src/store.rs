@@ -8,19 +8,32 @@
 //! The packs are the truth. The index is derived from them and made anew from them when it is missing,
 //! damaged or behind.
 
+mod audit;
 mod error;
 mod format;
+#[cfg(any(test, fuzzing))]
+#[expect(clippy::indexing_slicing, reason = "a panic is a finding")]
+pub(crate) mod fuzzing;
 mod index;
 mod layout;
 mod marks;
 mod medium;
 #[cfg(any(test, fuzzing, feature = "testing"))]
+#[allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    dead_code,
+    reason = "a stand-in for a disk: a panic is a finding, and each user needs another part of it"
+)]
 pub(crate) mod memory_medium;
 mod pack;
+mod quarantine;
 mod reader;
 mod record;
 mod recovery;
 mod shared;
+mod sweep;
+mod touched;
 mod writer;
 
 #[cfg(test)]
@@ -40,19 +53,25 @@ use tokio::{
 };
 use uuid::Uuid;
 
+pub(crate) use audit::{AuditEntry, PackAudit, spans};
 pub use error::{DamageReason, Problem, StoreError};
 pub use format::{MAX_PLAIN_LEN, MAX_STORED_GROWTH};
 pub(crate) use index::Location;
 pub(crate) use marks::RecordMarks;
 pub(crate) use medium::{DirectoryMedium, Medium};
+pub(crate) use quarantine::{Change, DamagedRecord, Quarantined, RecordPlace};
 pub use reader::Records;
 pub use record::{Kind, NewRecord, StoredRecord};
 pub use shared::StoreStats;
+pub(crate) use sweep::{PackRecord, SealedPack};
+pub(crate) use touched::Claim;
 pub use writer::PutOutcome;
+pub(crate) use writer::Removal;
 
 use crate::environment::Environment;
 use format::{INDEX_DIR, INDEX_REBUILD_MARK, PACKS_DIR};
 use index::Index;
+use quarantine::Quarantine;
 use record::RecordHeader;
 use shared::Shared;
 use writer::{Prepared, QUEUE_LEN, Request, Writer};
@@ -97,20 +116,23 @@ impl Store {
     /// A damaged, missing or foreign pack is no error here but one of the [`problems`](Self::problems).
     /// The caller sees to it that a repository is opened once at a time.
     pub fn open(dir: &Path, repository: Uuid) -> Result<Self, StoreError> {
-        Self::open_in(dir, repository, &Environment::system())
+        Self::open_in(dir, repository, &Environment::system(), &[])
     }
 
-    /// The same with the clock and the packs of `environment`.
+    /// The same with the clock and the packs of `environment`, and with what is known to be damaged.
     pub(crate) fn open_in(
         dir: &Path,
         repository: Uuid,
         environment: &Environment,
+        damaged: &[Quarantined],
     ) -> Result<Self, StoreError> {
         let medium = environment.medium(&dir.join(PACKS_DIR));
         // First, so that a folder that is no store is left as it is.
         let files = medium.list().map_err(|source| StoreError::io("listing packs", medium.path(), source))?;
         let index = Index::open(dir.join(INDEX_DIR), dir.join(INDEX_REBUILD_MARK), repository)?;
-        let shared = Arc::new(Shared::new(repository, medium, index, environment.clock.clone()));
+        let quarantine = Quarantine::new(damaged);
+        let clock = environment.clock.clone();
+        let shared = Arc::new(Shared::new(repository, medium, index, quarantine, clock));
         let next_number = recovery::recover(&shared, &files)?;
         let (queue, requests) = mpsc::channel(QUEUE_LEN);
         let writer = Writer::new(shared.clone(), next_number);
@@ -120,6 +142,19 @@ impl Store {
             .map_err(|source| StoreError::io("starting the writer", dir, source))?;
         let inner = Inner { shared, queue: Mutex::new(Some(queue)), writer: Mutex::new(Some(writer)) };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Makes the next open make the chunk index anew, whatever it holds.
+    pub(crate) fn condemn_index(dir: &Path) -> Result<(), StoreError> {
+        let mark = dir.join(INDEX_REBUILD_MARK);
+        fs::write(&mark, b"")
+            .and_then(|()| medium::sync_dir(dir))
+            .map_err(|source| StoreError::io("writing the rebuild mark", &mark, source))
+    }
+
+    /// Whether there is an index that could be opened.
+    pub(crate) fn has_index(dir: &Path) -> bool {
+        dir.join(INDEX_DIR).is_dir() && !dir.join(INDEX_REBUILD_MARK).exists()
     }
 
     /// Stores records. When this returns `Ok`, every one of them is on stable storage and is found by its
@@ -137,18 +172,17 @@ impl Store {
 
     /// Which of `ids` are stored, in their order. A record of a pack that is known to be unreadable does
     /// not count, so that it is sent and stored again.
+    ///
+    /// Who relies on the answer made a [`claim`](Self::claim) before.
     pub async fn contains(&self, ids: Vec<[u8; 32]>) -> Result<Vec<bool>, StoreError> {
-        Ok(self.locate(ids).await?.into_iter().map(|found| found.is_some()).collect())
+        let shared = self.inner.shared.clone();
+        blocking(move || Ok(shared.touch(&ids)?.into_iter().map(|found| found.is_some()).collect())).await
     }
 
     /// Where the records of `ids` are, in their order; `None` where [`contains`](Self::contains) says no.
     pub(crate) async fn locate(&self, ids: Vec<[u8; 32]>) -> Result<Vec<Option<Location>>, StoreError> {
         let shared = self.inner.shared.clone();
-        blocking(move || {
-            let located = shared.index.locate(&ids)?.into_iter();
-            Ok(located.map(|found| found.filter(|location| shared.reachable(location))).collect())
-        })
-        .await
+        blocking(move || shared.locate(&ids)).await
     }
 
     /// Reads a record; `None` if there is none with this id. Header and checksum are verified; that the
@@ -167,9 +201,65 @@ impl Store {
         blocking(move || reader::read_many(&shared, &ids)).await
     }
 
+    /// Puts a record into quarantine: from now on it counts as not stored. False if it was there.
+    pub(crate) fn quarantine(&self, damaged: DamagedRecord) -> bool {
+        self.inner.shared.quarantine(damaged)
+    }
+
+    /// Takes a place out of quarantine, whose record was read and is good. False if it was not there.
+    pub(crate) fn lift_quarantine(&self, place: RecordPlace) -> bool {
+        self.inner.shared.quarantine.lift(place)
+    }
+
+    /// Notes that the content of a place is stored elsewhere.
+    pub(crate) fn heal_quarantine(&self, place: RecordPlace) {
+        self.inner.shared.quarantine.heal(place);
+    }
+
+    /// Forgets what was in quarantine of a pack that was removed.
+    pub(crate) fn forget_quarantine(&self, pack: u32) {
+        self.inner.shared.quarantine.forget_pack(pack);
+    }
+
+    /// Whether anything is known to be damaged or lost: else nothing needs to be looked for.
+    pub(crate) fn any_damage(&self) -> bool {
+        self.inner.shared.quarantine.unhealed() > 0 || self.inner.shared.any_withdrawn()
+    }
+
+    /// Damaged records that nothing has replaced yet.
+    pub(crate) fn unhealed(&self) -> usize {
+        self.inner.shared.quarantine.unhealed()
+    }
+
+    /// Changes of the quarantine since this was last asked, for the catalogue.
+    pub(crate) fn quarantine_changes(&self) -> Vec<Change> {
+        self.inner.shared.quarantine.take_changes()
+    }
+
+    /// Gives changes back that could not be kept; they come again.
+    pub(crate) fn give_back_changes(&self, changes: Vec<Change>) {
+        self.inner.shared.quarantine.give_back(changes);
+    }
+
+    /// Resolves when the quarantine has changed.
+    pub(crate) async fn quarantine_changed(&self) {
+        self.inner.shared.quarantine.changed().await;
+    }
+
     /// Sizes, without reading packs.
     pub fn stats(&self) -> StoreStats {
         self.inner.shared.stats()
+    }
+
+    /// Why the last put could not be stored. Gone with the next one that is.
+    pub(crate) fn write_failure(&self) -> Option<StoreError> {
+        self.inner.shared.write_failure.lock().clone()
+    }
+
+    /// Room for new packs in bytes, without what is kept free; `None` where the system does not say.
+    pub(crate) async fn available_bytes(&self) -> Option<u64> {
+        let shared = self.inner.shared.clone();
+        spawn_blocking(move || shared.medium.available_bytes().ok()).await.ok().flatten()
     }
 
     /// Everything found wrong since the store was opened that did not stop it from working.
@@ -207,11 +297,11 @@ impl Store {
 /// Checks and hashes the records that are not stored yet.
 fn prepare(shared: &Shared, records: Vec<NewRecord>) -> Result<Vec<Prepared>, StoreError> {
     let ids: Vec<[u8; 32]> = records.iter().map(|record| record.id).collect();
-    let located = shared.index.locate(&ids)?;
+    let located = shared.touch(&ids)?;
     records
         .into_iter()
         .zip(located)
-        .filter(|(_, found)| !found.is_some_and(|location| shared.reachable(&location)))
+        .filter(|(_, found)| found.is_none())
         .map(|(record, _)| Ok(Prepared { header: RecordHeader::new(&record)?, stored: record.stored }))
         .collect()
 }

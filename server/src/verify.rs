@@ -1,17 +1,31 @@
-//! Reading everything back: map trees are walked, chunks are decompressed and every id is recomputed.
+//! Reading everything back.
 //!
-//! Generation after generation of a volume; what a generation shares with the one before it, at the same
-//! place, was seen there and is skipped. So memory does not grow with the repository, and damage is reported
-//! for the oldest generation that has it.
+//! 1. The map trees are walked: which records do the generations need, and are all of them there ([`Marker`]).
+//! 2. The packs are read from front to back, and the id of every wanted record is recomputed ([`packs`]). What is
+//!    damaged goes into quarantine.
+//! 3. If anything is damaged or lost, the generations that need it are named ([`places`]).
+//!
+//! Memory follows the number of records by a bit each, and the number of damaged ones; the time of a run over
+//! the whole repository follows the bytes on disk.
 
-mod walk;
+mod content;
+mod ends;
+mod known;
+mod packs;
+mod places;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    sync::Arc,
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use thinbak_proto::{Failed, FailureKind, v1};
+use thinbak_proto::{ChunkId, Failed, FailureKind, v1};
 use tokio::sync::mpsc;
 use tonic::Status;
 use uuid::Uuid;
@@ -19,20 +33,35 @@ use v1::verify_event::Event;
 
 use crate::{
     catalogue::Entry,
-    repository::{Repository, selector_of},
+    ingest::{Geometry, tree_of},
+    marking::Marker,
+    metrics::Job,
+    repository::{Pin, Repository, selector_of},
+    store::{DamagedRecord, Kind, RecordMarks, StoreError},
 };
-use walk::Walk;
+use ends::Ends;
+pub(crate) use known::known;
+use packs::{Report, Task};
+use places::{Bad, DamagedPlace, Places};
 
 /// Events that wait for the client.
 const EVENTS: usize = 64;
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
+/// Damaged records that are followed up to the generations that need them.
+const MAX_BAD: usize = 1 << 20;
 
 /// What is to be verified.
 pub(crate) struct Plan {
     /// By volume and ascending number.
     generations: Vec<v1::Generation>,
+    /// Of their trees, which must not be collected meanwhile.
+    _pins: Vec<Pin>,
+    /// Every record of every pack.
+    whole: bool,
     sample: f64,
     seed: u64,
+    older_than_ms: u64,
+    bytes_per_second: u64,
 }
 
 impl Plan {
@@ -46,6 +75,13 @@ impl Plan {
                 return Err(usage(format!("a sample of {sample}: a share above 0 and up to 1 is needed")));
             }
         };
+        let whole = request.volume.is_none();
+        if request.older_than_ms > 0 && !whole {
+            return Err(usage(
+                "when packs were verified is known for the repository, not for a volume".into(),
+            ));
+        }
+        let entrance = repository.pins.enter().await;
         let generations = match (request.volume, request.selector) {
             (None, Some(_)) => return Err(usage("a generation is named, but not of which volume".into())),
             (None, None) => repository.catalogue.generations(None).await?,
@@ -58,21 +94,35 @@ impl Plan {
                 vec![repository.generation(volume, selector).await?]
             }
         };
-        let generations = generations.into_iter().map(|Entry { generation, .. }| generation).collect();
-        Ok(Self { generations, sample, seed: repository.draw() })
+        let generations: Vec<_> =
+            generations.into_iter().map(|Entry { generation, .. }| generation).collect();
+        let pins = generations.iter().map(|generation| Ok(entrance.pin(tree_of(generation)?)));
+        let pins = pins.collect::<Result<_, Failed>>()?;
+        let (older_than_ms, bytes_per_second) = (request.older_than_ms, request.bytes_per_second);
+        let seed = repository.draw();
+        Ok(Self { generations, _pins: pins, whole, sample, seed, older_than_ms, bytes_per_second })
     }
 
-    /// The most that has to be read: a volume's first generation whole, of the later ones what was sent.
-    fn estimate(&self) -> u64 {
-        let mut volume = "";
-        let mut total = 0u64;
-        for generation in &self.generations {
-            let first = volume != generation.volume_uuid;
-            volume = &generation.volume_uuid;
-            let bytes = if first { u64::MAX } else { generation.changed_bytes };
-            total = total.saturating_add(bytes.min(generation.mapped_bytes));
+    /// The packs that are to be read, and how many are left out because they were verified lately.
+    async fn packs(
+        &self,
+        repository: &Repository,
+        marks: &RecordMarks,
+    ) -> Result<(VecDeque<u32>, u64), Failed> {
+        if !self.whole {
+            return Ok((marks.packs().collect(), 0));
         }
-        total
+        let store = repository.store.clone();
+        let all = tokio::task::spawn_blocking(move || store.pack_numbers());
+        let all = all.await.unwrap_or(Err(StoreError::Closed))?;
+        if self.older_than_ms == 0 {
+            return Ok((all.into(), 0));
+        }
+        let verified = repository.catalogue.verifications().await?;
+        let before = repository.now_ms().saturating_sub(self.older_than_ms);
+        let (due, recent): (VecDeque<u32>, VecDeque<u32>) =
+            all.into_iter().partition(|pack| verified.get(pack).is_none_or(|at| *at <= before));
+        Ok((due, recent.len() as u64))
     }
 }
 
@@ -83,18 +133,24 @@ pub(crate) fn start(
 ) -> mpsc::Receiver<Result<v1::VerifyEvent, Status>> {
     let (sender, receiver) = mpsc::channel(EVENTS);
     tokio::spawn(async move {
-        let mut run = Run::new(&plan, sender);
+        let mut run = Run::new(&repository, sender.clone());
         let outcome = tokio::select! {
-            outcome = run.all(&repository, &plan) => outcome,
+            outcome = run.all(&plan) => outcome,
             () = stopped(&repository) => {
                 Err(End::Failed(Failed::new(FailureKind::Busy, "verification was ended: the server is stopping")))
             }
+            () = sender.closed() => Err(End::Gone),
         };
+        run.ended.store(true, Ordering::Release);
+        if let Err(error) = repository.keep_damage().await {
+            tracing::error!(%error, "damage could not be noted in the catalogue");
+        }
+        repository.metrics.ended(Job::Verify, outcome.is_ok());
         match outcome {
             Ok(()) | Err(End::Gone) => {}
             Err(End::Failed(failed)) => {
                 // A client that has gone needs no reason.
-                let _ = run.sender.send(Err(failed.into())).await;
+                let _ = sender.send(Err(failed.into())).await;
             }
         }
     });
@@ -113,69 +169,280 @@ enum End {
     Failed(Failed),
 }
 
-impl From<Failed> for End {
-    fn from(failed: Failed) -> Self {
-        Self::Failed(failed)
+impl<E: Into<Failed>> From<E> for End {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
     }
 }
 
-/// Counts, and the way to the client.
-struct Run {
+/// Counts, what was found, and the way to the client.
+struct Run<'a> {
+    repository: &'a Repository,
     sender: mpsc::Sender<Result<v1::VerifyEvent, Status>>,
     summary: v1::VerifySummary,
-    done_bytes: u64,
+    bad: Bad,
+    /// From packs; the walk over the trees has read some of them too.
+    nodes_read: u64,
     total_bytes: u64,
     started: Instant,
     reported: Instant,
+    /// Tells the reading threads to end.
+    ended: Arc<AtomicBool>,
 }
 
-impl Run {
-    fn new(plan: &Plan, sender: mpsc::Sender<Result<v1::VerifyEvent, Status>>) -> Self {
+impl<'a> Run<'a> {
+    fn new(repository: &'a Repository, sender: mpsc::Sender<Result<v1::VerifyEvent, Status>>) -> Self {
         let now = Instant::now();
-        let (summary, total_bytes) = (v1::VerifySummary::default(), plan.estimate());
-        Self { sender, summary, done_bytes: 0, total_bytes, started: now, reported: now }
-    }
-
-    async fn all(&mut self, repository: &Repository, plan: &Plan) -> Result<(), End> {
-        let mut walk = Walk::new(repository, plan.sample, plan.seed);
-        for generation in &plan.generations {
-            walk.generation(generation, self).await?;
-            self.summary.generations += 1;
+        Self {
+            repository,
+            sender,
+            summary: v1::VerifySummary::default(),
+            bad: Bad::default(),
+            nodes_read: 0,
+            total_bytes: 0,
+            started: now,
+            reported: now,
+            ended: Arc::default(),
         }
-        self.total_bytes = self.done_bytes;
-        self.progress().await?;
-        self.summary.seconds = self.started.elapsed().as_secs_f64();
-        self.send(Event::Summary(self.summary)).await
     }
 
-    async fn advance(&mut self, bytes: u64) -> Result<(), End> {
-        self.done_bytes = self.done_bytes.saturating_add(bytes);
-        if self.reported.elapsed() >= PROGRESS_EVERY {
-            self.reported = Instant::now();
-            self.progress().await?;
+    async fn all(&mut self, plan: &Plan) -> Result<(), End> {
+        let store = &self.repository.store;
+        let mut marker = Marker::for_verification(store.clone(), self.repository.chunk_bytes());
+        let mut last = None;
+        for generation in &plan.generations {
+            let tree = tree_of(generation)?;
+            if last != Some(tree) {
+                marker.tree(tree).await?;
+            }
+            last = Some(tree);
+        }
+        self.bad.odd_chunks = marker.odd_chunks();
+        self.summary.map_nodes_checked = marker.nodes_read();
+        let (marks, lost) = marker.finish();
+        self.read_packs(plan, marks).await?;
+        self.summary.map_nodes_checked = self.summary.map_nodes_checked.max(self.nodes_read);
+        self.bad.more |= lost.more;
+        for (id, kind) in (lost.nodes.iter().map(|id| (*id.as_bytes(), Kind::MapNode)))
+            .chain(lost.chunks.iter().map(|id| (*id.as_bytes(), Kind::Chunk)))
+        {
+            self.lost(id, kind).await?;
+        }
+        self.name_generations(plan).await?;
+        self.progress().await?;
+        self.summary.generations = plan.generations.len() as u64;
+        let summary = &mut self.summary;
+        summary.damaged += summary.damaged_records + summary.damaged_packs;
+        summary.seconds = self.started.elapsed().as_secs_f64();
+        let summary = *summary;
+        self.send(Event::Summary(summary)).await
+    }
+
+    async fn read_packs(&mut self, plan: &Plan, marks: RecordMarks) -> Result<(), End> {
+        let repository = self.repository;
+        let (packs, skipped) = plan.packs(repository, &marks).await?;
+        self.summary.packs_skipped = skipped;
+        let share = packs.len() as f64 / (packs.len() as f64 + skipped as f64).max(1.0) * plan.sample;
+        self.total_bytes = (repository.store.stats().pack_bytes as f64 * share) as u64;
+        let mut reports = packs::read(Task {
+            store: repository.store.clone(),
+            wanted: (!plan.whole).then_some(marks),
+            sample: plan.sample,
+            seed: plan.seed,
+            packs,
+            bytes_per_second: plan.bytes_per_second,
+            chunk_bytes: repository.chunk_bytes(),
+            ended: Arc::clone(&self.ended),
+        });
+        while let Some(report) = reports.recv().await {
+            self.report(plan, report).await?;
+        }
+        // Durable before it is told.
+        repository.keep_damage().await?;
+        Ok(())
+    }
+
+    async fn report(&mut self, plan: &Plan, report: Report) -> Result<(), End> {
+        let store = &self.repository.store;
+        match report {
+            Report::Failed(error) => return Err(Failed::from(error).into()),
+            Report::Pack { pack, reason } => {
+                self.summary.damaged_packs += 1;
+                self.send(Event::Pack(v1::VerifyPack { pack, reason })).await?;
+            }
+            Report::Record { damaged, pack_lost } => self.damaged(damaged, pack_lost).await?,
+            Report::Sound(place) => self.summary.lifted_records += u64::from(store.lift_quarantine(place)),
+            Report::Progress(progress) => {
+                self.summary.chunks_checked += progress.chunks;
+                self.nodes_read += progress.map_nodes;
+                self.summary.chunks_skipped += progress.left_out;
+                self.summary.bytes_checked += progress.plain_bytes;
+                self.summary.stored_bytes += progress.stored_bytes;
+                if self.reported.elapsed() >= PROGRESS_EVERY {
+                    self.reported = Instant::now();
+                    self.progress().await?;
+                }
+            }
+            Report::Done { pack, sound } => {
+                self.summary.packs_checked += 1;
+                if sound && plan.whole {
+                    self.repository.catalogue.set_verified(pack, self.repository.now_ms()).await?;
+                }
+            }
         }
         Ok(())
     }
 
-    async fn progress(&mut self) -> Result<(), End> {
-        let total_bytes = self.total_bytes.max(self.done_bytes);
-        self.send(Event::Progress(v1::VerifyProgress { done_bytes: self.done_bytes, total_bytes })).await
+    /// A record is damaged. If the same content is stored elsewhere too, nobody misses it.
+    async fn damaged(&mut self, damaged: DamagedRecord, pack_lost: bool) -> Result<(), End> {
+        let store = &self.repository.store;
+        let (place, id, kind, reason) = (damaged.place, damaged.id, damaged.kind, damaged.reason.clone());
+        if !pack_lost {
+            store.quarantine(damaged);
+        }
+        if store.contains(vec![id]).await? == [true] {
+            store.heal_quarantine(place);
+            return Ok(());
+        }
+        if store.indexed_at(vec![id]).await? == [None] && !pack_lost {
+            // Of a pack that was collected while it was read.
+            let number = place.pack;
+            let again = store.clone();
+            let current = tokio::task::spawn_blocking(move || again.audit_is_current(number)).await;
+            if !current.unwrap_or(Err(StoreError::Closed))? {
+                return Ok(());
+            }
+        }
+        self.remember(id, &reason);
+        self.summary.damaged_records += 1;
+        self.send(Event::Record(v1::VerifyRecord {
+            kind: kind_of(kind).into(),
+            id: bytes::Bytes::copy_from_slice(&id),
+            pack: Some(place.pack),
+            offset_bytes: place.offset.into(),
+            reason,
+        }))
+        .await
     }
 
-    async fn damage(&mut self, damage: v1::VerifyDamage) -> Result<(), End> {
+    /// A record is needed that cannot be used, or that no pack has.
+    async fn lost(&mut self, id: [u8; 32], kind: Kind) -> Result<(), End> {
+        if self.bad.records.contains_key(&id) {
+            return Ok(());
+        }
+        let reason = match self.repository.store.indexed_at(vec![id]).await?.as_slice() {
+            [Some(_)] => "it is not what is expected where it is needed",
+            _ => "it is not in the repository",
+        };
+        self.remember(id, reason);
+        self.summary.damaged_records += 1;
+        let (id, kind) = (bytes::Bytes::copy_from_slice(&id), kind_of(kind).into());
+        let reason = reason.to_owned();
+        self.send(Event::Record(v1::VerifyRecord { kind, id, pack: None, offset_bytes: 0, reason })).await
+    }
+
+    fn remember(&mut self, id: [u8; 32], reason: &str) {
+        self.bad.more |= self.bad.records.len() >= MAX_BAD;
+        if !self.bad.more {
+            self.bad.records.insert(id, format!("{}: {reason}", ChunkId::from_bytes(id)).into());
+        }
+    }
+
+    /// Names the generations that need what is damaged.
+    async fn name_generations(&mut self, plan: &Plan) -> Result<(), End> {
+        let ends = Ends::of(&plan.generations);
+        let mut usual = HashMap::new();
+        let mut wrong: HashMap<usize, Vec<DamagedPlace>> = HashMap::new();
+        for (at, generation) in plan.generations.iter().enumerate() {
+            let found = ends.check(self.repository, generation, &mut usual).await?;
+            if !found.is_empty() {
+                wrong.insert(at, found);
+            }
+        }
+        // Chunks that are short because they are a volume's last ones are as they should be.
+        let odd = self.bad.odd_chunks.keys().any(|id| !usual.contains_key(id));
+        let walk = odd || !self.bad.records.is_empty() || self.bad.more;
+        let bad = std::mem::take(&mut self.bad);
+        let mut places = Places::new(&self.repository.store, &bad);
+        for (at, generation) in plan.generations.iter().enumerate() {
+            let mut found = if walk { places.generation(generation).await? } else { Vec::new() };
+            for place in wrong.remove(&at).unwrap_or_default() {
+                let covered =
+                    |range: &DamagedPlace| (range.first..range.first + range.chunks).contains(&place.first);
+                if !found.iter().any(covered) {
+                    found.push(place);
+                }
+            }
+            self.manifest(generation, &bad, found.is_empty()).await?;
+            self.summary.damaged_generations += u64::from(!found.is_empty());
+            for place in found {
+                self.damage(generation, place).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A generation whose manifest is damaged can be read, but not be found again when the catalogue is lost.
+    async fn manifest(&mut self, generation: &v1::Generation, bad: &Bad, counts: bool) -> Result<(), End> {
+        if bad.records.is_empty() {
+            return Ok(());
+        }
+        let Some(id) = self.repository.catalogue.manifest(generation).await? else { return Ok(()) };
+        let Some(reason) = bad.records.get(id.as_bytes()) else { return Ok(()) };
+        self.summary.damaged_generations += u64::from(counts);
         self.summary.damaged += 1;
+        self.send(Event::Damage(v1::VerifyDamage {
+            volume_name: generation.volume_name.clone(),
+            generation: generation.number,
+            offset_bytes: 0,
+            length_bytes: 0,
+            reason: format!("its manifest {reason}"),
+        }))
+        .await
+    }
+
+    async fn damage(&mut self, generation: &v1::Generation, place: DamagedPlace) -> Result<(), End> {
+        self.summary.damaged += 1;
+        let geometry = geometry_of(generation);
+        let damage = v1::VerifyDamage {
+            volume_name: generation.volume_name.clone(),
+            generation: generation.number,
+            offset_bytes: place.first.saturating_mul(u64::from(generation.chunk_bytes)),
+            length_bytes: geometry.bytes_of(place.first, place.chunks),
+            reason: place.reason,
+        };
         tracing::warn!(
             volume = damage.volume_name,
             generation = damage.generation,
             offset = damage.offset_bytes,
+            length = damage.length_bytes,
             reason = damage.reason,
             "damage found"
         );
         self.send(Event::Damage(damage)).await
     }
 
+    async fn progress(&mut self) -> Result<(), End> {
+        let done_bytes = self.summary.stored_bytes;
+        let total_bytes = self.total_bytes.max(done_bytes);
+        self.send(Event::Progress(v1::VerifyProgress { done_bytes, total_bytes })).await
+    }
+
     async fn send(&mut self, event: Event) -> Result<(), End> {
         let event = v1::VerifyEvent { event: Some(event) };
         self.sender.send(Ok(event)).await.map_err(|_| End::Gone)
+    }
+}
+
+fn geometry_of(generation: &v1::Generation) -> Geometry {
+    Geometry { chunk_bytes: generation.chunk_bytes, size_bytes: generation.size_bytes }
+}
+
+fn kind_of(kind: Kind) -> v1::RecordKind {
+    match kind {
+        Kind::Chunk => v1::RecordKind::Chunk,
+        Kind::MapNode => v1::RecordKind::MapNode,
+        Kind::Manifest => v1::RecordKind::Manifest,
+        Kind::Tombstone => v1::RecordKind::Tombstone,
     }
 }

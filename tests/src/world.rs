@@ -53,10 +53,16 @@ impl World {
 
     /// Only the repository.
     pub fn bare(way: Way) -> Result<Self> {
+        Self::with_chunks(way, 64 * 1024)
+    }
+
+    /// Only the repository, with chunks of so many bytes.
+    pub fn with_chunks(way: Way, chunk_bytes: u64) -> Result<Self> {
         let scratch = Scratch::new()?;
         let state = scratch.join("state");
         let (thinbak, server) = (program("thinbak", &state)?, program("thinbak-server", &state)?);
-        server.ok(&["init", "--repo", &scratch.join("repo").display().to_string()])?;
+        let (repo, chunk_bytes) = (scratch.join("repo").display().to_string(), chunk_bytes.to_string());
+        server.ok(&["init", "--repo", &repo, "--chunk-size", &chunk_bytes])?;
         let mut world = Self { scratch, thinbak, server, running: None, way };
         if way == Way::Network {
             world.start_server()?;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub(super) use self::pool::{Discards, Permission, Pool, PoolCreate, PoolFeatures, YesNo};
+use super::collect::Collect;
 use super::grammar::{self, GenerationArg, GenerationsArg, MetadataArg, VolumeArg, VolumeOrGeneration};
 use crate::config::Level;
 
@@ -100,17 +101,42 @@ With --changes the time that it takes depends on how much differs; without, on h
     /// Backed-up moments of volumes
     #[command(subcommand)]
     Generation(Generation),
-    /// Restore a generation to a new volume, to a file, or in place
+    /// Restore a generation to a new volume, to a file, or in place; several to a new volume
     #[command(after_help = "Examples:
   thinbak restore fast/web:latest --to fast/web-restored
   thinbak restore fast/web:2026-11-23T16:00 --to-file web.img
   thinbak restore host/fast/web:7 --in-place
+  thinbak restore fast/web:3 fast/web:5 fast/web:latest --to fast/web-restored
+  thinbak restore fast/web:3..7 --to fast/web-restored
+  thinbak restore fast/web:all --to fast/web-restored
+
+Several generations of one volume become the new volume, which is the newest of them, and its
+snapshots gen-N, one for each other generation N. What they share is fetched and written once and
+stays shared in the pool. All appear at one moment, or none. 3.. and ..7 are ranges too.
 
 A restore in place writes a private copy, verifies it, and then lets it take the volume's place
 in one step; what had an external origin has none afterwards. A file appears when it is whole; an existing one is never written over.")]
     Restore(Restore),
     /// Read stored generations back and recompute every id
     Verify(Verify),
+    /// Delete the generations that no rule keeps
+    #[command(after_help = "Examples:
+  thinbak prune fast/web --keep-last 3 --keep-daily 7 --keep-weekly 4 --keep-monthly 12 --dry-run
+  thinbak prune 'host/fast/*' --keep-within 30d
+
+Of each hour, day, week (from Monday), month and year the newest generation is kept, for so many of the newest
+periods that have any. The time zone is the repository's server's. In a pattern * is any text, also over /,
+and ? one character. Never deleted: the newest generation of a volume, protected ones, and
+those dated in the future, which also take no place in any rule. Groups stay whole within a call.
+`thinbak generation undelete` undoes a deletion within the grace period.")]
+    Prune(Prune),
+    /// Free what no generation needs any more
+    #[command(
+        after_help = "Runs beside backups and restores, and may be stopped at any moment: the next run goes on from
+there. Packs with nothing in use are removed, then those mostly not in use are rewritten. Deleted generations count as
+in use until their grace period is over."
+    )]
+    Collect(Collect),
     /// The daemon
     #[command(subcommand)]
     Agent(Agent),
@@ -267,7 +293,15 @@ pub(super) struct Backup {
 #[derive(Debug, Subcommand)]
 pub(super) enum Generation {
     /// Generations of a volume, or of all, oldest first
-    List { volume: Option<String> },
+    List {
+        volume: Option<String>,
+        /// Of each volume only the newest N
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        limit: Option<u32>,
+        /// Those that were deleted and can be undeleted
+        #[arg(long)]
+        deleted: bool,
+    },
     /// All that is known of a generation
     Show {
         #[arg(value_name = "VOLUME:GEN")]
@@ -285,6 +319,11 @@ pub(super) enum Generation {
         #[arg(required = true, value_name = "VOLUME:GEN")]
         generations: Vec<GenerationArg>,
     },
+    /// Bring deleted generations back, within the repository's grace period
+    Undelete {
+        #[arg(required = true, value_name = "VOLUME:GEN")]
+        generations: Vec<GenerationArg>,
+    },
     /// Keep a generation from being deleted
     Protect {
         #[arg(value_name = "VOLUME:GEN")]
@@ -296,18 +335,6 @@ pub(super) enum Generation {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Several generations of one volume go to a new volume together. What they share is fetched and \
-written once, and\nstays shared: the newest is the volume, each other generation N its snapshot `gen-N`. All appear at \
-one moment.
-
-Examples:
-  thinbak restore fast/web:latest --to fast/web-restored
-  thinbak restore fast/web:3 fast/web:5 fast/web:latest --to fast/web-restored
-  thinbak restore fast/web:3..7 --to fast/web-restored      numbers from 3 to 7; `3..` and `..7` too
-  thinbak restore fast/web:all --to fast/web-restored
-  thinbak restore fast/web:2026-11-23T16:00 --in-place"
-)]
 pub(super) struct Restore {
     /// GEN is a number, `latest`, a time, a range of numbers or `all`
     #[arg(required = true, value_name = "VOLUME:GEN")]
@@ -337,6 +364,49 @@ pub(super) struct Verify {
     /// Read back only this share of the chunks
     #[arg(long, value_parser = grammar::share, value_name = "5%")]
     pub(super) sample: Option<f64>,
+    /// Only packs that were not read back whole for so long; a run that is broken off goes on where it was
+    #[arg(long, value_parser = grammar::age, value_name = "30d", conflicts_with = "what")]
+    pub(super) older_than: Option<u64>,
+    /// Read no more bytes in a second than this
+    #[arg(long, value_parser = grammar::size, value_name = "50M")]
+    pub(super) rate: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Prune {
+    #[arg(value_name = "VOLUME|PATTERN")]
+    pub(super) volume: String,
+    #[command(flatten)]
+    pub(super) policy: Policy,
+    /// Print what would be deleted, and why not the rest
+    #[arg(long)]
+    pub(super) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "What is kept")]
+pub(super) struct Policy {
+    /// The newest N
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(super) keep_last: u32,
+    /// The newest of each of N hours
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(super) keep_hourly: u32,
+    /// The newest of each of N days
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(super) keep_daily: u32,
+    /// The newest of each of N weeks
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(super) keep_weekly: u32,
+    /// The newest of each of N months
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(super) keep_monthly: u32,
+    /// The newest of each of N years
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(super) keep_yearly: u32,
+    /// All that are at most so much older than the newest: 36h, 2d, 1w2d
+    #[arg(long, value_name = "TIME", value_parser = thinbak_proto::parse_duration)]
+    pub(super) keep_within: Option<std::time::Duration>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,8 +1,12 @@
 //! `thinbak generation`.
 
-use thinbak_proto::v1::{
-    DeleteGenerationRequest, Generation as Found, GetGenerationRequest, ListGenerationsRequest,
-    ProtectGenerationRequest,
+use thinbak_proto::{
+    Failed, FailureKind,
+    v1::{
+        DeleteGenerationRequest, DeletedGeneration, Generation as Found, GetGenerationRequest,
+        ListGenerationsRequest, ListGenerationsResponse, ProtectGenerationRequest, UndeleteGenerationRequest,
+        generation_selector::Which,
+    },
 };
 
 use super::{Context, args::Generation, diff, grammar::GenerationArg, restore::volume_name, stop::Stop};
@@ -20,10 +24,9 @@ pub(super) async fn run(context: &Context, command: Generation) -> Result<(), St
 
 async fn call(context: &Context, connection: &RepositoryConnection, command: Generation) -> Result<(), Stop> {
     match command {
-        Generation::List { volume } => {
-            let request = ListGenerationsRequest { volume: volume.as_deref().map(volume_name) };
-            let found = connection.repository().list_generations(request).await?.into_inner().generations;
-            list(context, &found)
+        Generation::List { volume, limit, deleted } => {
+            let pages = Pages { connection, volume: volume.as_deref(), limit, deleted };
+            list(context, &pages).await
         }
         Generation::Show { generation } => {
             let found = get(connection, &generation).await?;
@@ -34,6 +37,7 @@ async fn call(context: &Context, connection: &RepositoryConnection, command: Gen
             diff::run(context, connection, &from, &to).await
         }
         Generation::Delete { generations } => delete(context, connection, &generations).await,
+        Generation::Undelete { generations } => undelete(context, connection, &generations).await,
         Generation::Protect { generation, off } => {
             let request = ProtectGenerationRequest {
                 volume: Some(volume_name(&generation.volume)),
@@ -42,6 +46,40 @@ async fn call(context: &Context, connection: &RepositoryConnection, command: Gen
             };
             let found = connection.repository().protect_generation(request).await?.into_inner();
             tell(context, if off { "is no longer protected" } else { "is protected" }, &[found])
+        }
+    }
+}
+
+/// A list that comes in pages.
+struct Pages<'a> {
+    connection: &'a RepositoryConnection,
+    volume: Option<&'a str>,
+    limit: Option<u32>,
+    deleted: bool,
+}
+
+impl Pages<'_> {
+    /// Calls `take` with one page after the other.
+    async fn each(
+        &self,
+        mut take: impl FnMut(ListGenerationsResponse) -> Result<(), Stop>,
+    ) -> Result<(), Stop> {
+        let mut client = self.connection.repository();
+        let mut page_token = String::new();
+        loop {
+            let request = ListGenerationsRequest {
+                volume: self.volume.map(volume_name),
+                newest: self.limit.unwrap_or_default(),
+                deleted: self.deleted,
+                page_token,
+                ..ListGenerationsRequest::default()
+            };
+            let page = client.list_generations(request).await?.into_inner();
+            page_token = page.next_page_token.clone();
+            take(page)?;
+            if page_token.is_empty() {
+                return Ok(());
+            }
         }
     }
 }
@@ -92,6 +130,30 @@ async fn delete(
     Ok(())
 }
 
+async fn undelete(
+    context: &Context,
+    connection: &RepositoryConnection,
+    generations: &[GenerationArg],
+) -> Result<(), Stop> {
+    let mut back = Vec::new();
+    for wanted in generations {
+        let Which::Number(number) = wanted.which else {
+            let message =
+                format!("undelete a generation of {}: it must be named by its number", wanted.volume);
+            let hint = format!("`thinbak generation list --deleted {}` shows the numbers", wanted.volume);
+            return Err(Failed::new(FailureKind::Usage, message).with_hint(hint).into());
+        };
+        let request = UndeleteGenerationRequest { volume: Some(volume_name(&wanted.volume)), number };
+        let found = connection.repository().undelete_generation(request).await?.into_inner();
+        context.output.note(&format!("{}:{} is back", found.volume_name, found.number));
+        back.push(found);
+    }
+    if context.output.is_json() {
+        return tell(context, "is back", &back);
+    }
+    Ok(())
+}
+
 fn tell(context: &Context, what: &str, generations: &[Found]) -> Result<(), Stop> {
     if context.output.is_json() {
         let document = match generations {
@@ -106,36 +168,74 @@ fn tell(context: &Context, what: &str, generations: &[Found]) -> Result<(), Stop
     Ok(())
 }
 
-fn list(context: &Context, generations: &[Found]) -> Result<(), Stop> {
+async fn list(context: &Context, pages: &Pages<'_>) -> Result<(), Stop> {
     if context.output.is_json() {
-        let all: Vec<_> = generations.iter().map(json::generation).collect();
-        return Ok(context.output.document(&serde_json::json!({ "generations": all }))?);
+        let mut document = context.output.long_document("generations");
+        let printed = pages.each(|page| {
+            let visible = page.generations.iter().map(json::generation);
+            let deleted = page.deleted.iter().map(json::deleted_generation);
+            Ok(visible.chain(deleted).try_for_each(|item| document.item(&item))?)
+        });
+        printed.await?;
+        return Ok(document.end()?);
     }
-    let columns = [
-        Column::Left("VOLUME"),
-        Column::Right("GENERATION"),
-        Column::Left("CREATED"),
-        Column::Right("SIZE"),
-        Column::Right("MAPPED"),
-        Column::Right("CHANGED"),
-        Column::Right("STORED"),
-        Column::Left("FLAGS"),
-    ];
-    let rows = generations.iter().map(|generation| {
-        let flags = [(generation.protected, "protected"), (!generation.group.is_empty(), "group")];
-        let flags: Vec<_> = flags.iter().filter(|(set, _)| *set).map(|(_, name)| *name).collect();
-        vec![
-            generation.volume_name.clone(),
-            generation.number.to_string(),
-            human::time(generation.created_at_ms),
-            human::bytes(generation.size_bytes),
-            human::bytes(generation.mapped_bytes),
-            human::bytes(generation.changed_bytes),
-            human::bytes(generation.stored_bytes),
-            flags.join(","),
-        ]
-    });
-    Ok(context.output.table(&columns, rows.collect())?)
+    let mut rows = Vec::new();
+    pages
+        .each(|page| {
+            rows.extend(page.generations.iter().map(row));
+            rows.extend(page.deleted.iter().filter_map(deleted_row));
+            Ok(())
+        })
+        .await?;
+    let columns: &[Column] = if pages.deleted { &DELETED_COLUMNS } else { &COLUMNS };
+    Ok(context.output.table(columns, rows)?)
+}
+
+const COLUMNS: [Column; 8] = [
+    Column::Left("VOLUME"),
+    Column::Right("GENERATION"),
+    Column::Left("CREATED"),
+    Column::Right("SIZE"),
+    Column::Right("MAPPED"),
+    Column::Right("CHANGED"),
+    Column::Right("STORED"),
+    Column::Left("FLAGS"),
+];
+
+fn row(generation: &Found) -> Vec<String> {
+    let flags = [(generation.protected, "protected"), (!generation.group.is_empty(), "group")];
+    let flags: Vec<_> = flags.iter().filter(|(set, _)| *set).map(|(_, name)| *name).collect();
+    vec![
+        generation.volume_name.clone(),
+        generation.number.to_string(),
+        human::time(generation.created_at_ms),
+        human::bytes(generation.size_bytes),
+        human::bytes(generation.mapped_bytes),
+        human::bytes(generation.changed_bytes),
+        human::bytes(generation.stored_bytes),
+        flags.join(","),
+    ]
+}
+
+const DELETED_COLUMNS: [Column; 6] = [
+    Column::Left("VOLUME"),
+    Column::Right("GENERATION"),
+    Column::Left("CREATED"),
+    Column::Left("DELETED"),
+    Column::Left("UNDELETE UNTIL"),
+    Column::Right("SIZE"),
+];
+
+fn deleted_row(deleted: &DeletedGeneration) -> Option<Vec<String>> {
+    let generation = deleted.generation.as_ref()?;
+    Some(vec![
+        generation.volume_name.clone(),
+        generation.number.to_string(),
+        human::time(generation.created_at_ms),
+        human::time(deleted.deleted_at_ms),
+        human::time(deleted.undelete_until_ms),
+        human::bytes(generation.size_bytes),
+    ])
 }
 
 fn show(context: &Context, generation: &Found) -> Result<(), Stop> {

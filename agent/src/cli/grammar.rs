@@ -273,5 +273,17 @@ pub(super) fn share(text: &str) -> Result<f64, String> {
     }
 }
 
+/// A duration like `90m`, `12h`, `30d` or `4w`, in milliseconds; at least one.
+pub(super) fn age(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is no duration like 90m, 12h, 30d or 4w");
+    let (digits, seconds) = [('s', 1u64), ('m', 60), ('h', 3600), ('d', 86_400), ('w', 604_800)]
+        .into_iter()
+        .find_map(|(unit, seconds)| Some((text.strip_suffix(unit)?, seconds)))
+        .ok_or_else(wrong)?;
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    let milliseconds = number.checked_mul(seconds).and_then(|seconds| seconds.checked_mul(1000));
+    milliseconds.map(|milliseconds| milliseconds.max(1)).ok_or_else(wrong)
+}
+
 #[cfg(test)]
 mod tests;

@@ -30,6 +30,8 @@ async fn follow(context: &Context, connection: &RepositoryConnection, verify: Ve
             .and_then(|what| what.which)
             .map(|which| GenerationSelector { which: Some(which) }),
         sample: verify.sample.unwrap_or_default(),
+        older_than_ms: verify.older_than.unwrap_or_default(),
+        bytes_per_second: verify.rate.unwrap_or_default(),
     };
     let mut events = connection.repository().verify(request).await?.into_inner();
     let mut bars = output.progress();
@@ -46,6 +48,24 @@ async fn follow(context: &Context, connection: &RepositoryConnection, verify: Ve
             }
             Some(Event::Progress(progress)) => {
                 bars.update("verify", "", progress.done_bytes, progress.total_bytes);
+            }
+            Some(Event::Record(record)) => {
+                damaged += 1;
+                if output.is_json() {
+                    going_on(output.json_line(&json::damaged_record(&record)))?;
+                } else {
+                    bars.clear();
+                    going_on(output.line(&human::damaged_record(&record)))?;
+                }
+            }
+            Some(Event::Pack(pack)) => {
+                damaged += 1;
+                if output.is_json() {
+                    going_on(output.json_line(&json::damaged_pack(&pack)))?;
+                } else {
+                    bars.clear();
+                    going_on(output.line(&format!("damaged pack {:08x}: {}", pack.pack, pack.reason)))?;
+                }
             }
             Some(Event::Damage(damage)) => {
                 damaged += 1;
@@ -70,13 +90,16 @@ async fn follow(context: &Context, connection: &RepositoryConnection, verify: Ve
                     going_on(output.json_line(&json::verify_summary(&summary)))?;
                 } else {
                     going_on(output.line(&format!(
-                        "generations: {}; {} chunks ({}) and {} map nodes read back in {}; damaged: {}",
+                        "generations: {}; {} chunks ({}) and {} map nodes read back in {}; damaged: {} records, {} packs \
+                         outside of records, {} generations",
                         summary.generations,
                         summary.chunks_checked,
                         human::bytes(summary.bytes_checked),
                         summary.map_nodes_checked,
                         human::seconds(summary.seconds),
-                        summary.damaged
+                        summary.damaged_records,
+                        summary.damaged_packs,
+                        summary.damaged_generations
                     )))?;
                 }
             }

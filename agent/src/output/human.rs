@@ -2,6 +2,7 @@
 
 use indicatif::BinaryBytes;
 use jiff::{Timestamp, tz::TimeZone};
+use thinbak_proto::v1::{RecordKind, VerifyRecord};
 
 /// `1.50 GiB`.
 pub(crate) fn bytes(bytes: u64) -> String {
@@ -43,6 +44,28 @@ pub(crate) fn seconds(seconds: f64) -> String {
 pub(crate) fn used(used: u64, total: u64) -> String {
     let percent = if total == 0 { 0.0 } else { used as f64 * 100.0 / total as f64 };
     format!("{used} of {total} ({percent:.1} %)")
+}
+
+/// What a record holds.
+pub(crate) fn record_kind(kind: RecordKind) -> &'static str {
+    match kind {
+        RecordKind::Chunk => "chunk",
+        RecordKind::MapNode => "map node",
+        RecordKind::Manifest => "manifest",
+        RecordKind::Tombstone => "tombstone",
+        RecordKind::Unspecified => "record",
+    }
+}
+
+/// A damaged record, and where it lies.
+pub(crate) fn damaged_record(record: &VerifyRecord) -> String {
+    let (kind, id) = (record_kind(record.kind()), super::json::hex(&record.id));
+    match record.pack {
+        Some(pack) => {
+            format!("damaged {kind} {id} in pack {pack:08x} at {}: {}", record.offset_bytes, record.reason)
+        }
+        None => format!("lost {kind} {id}: {}", record.reason),
+    }
 }
 
 #[cfg(test)]

@@ -5,8 +5,9 @@ use serde_json::{Value, json};
 use thinbak_proto::{
     Failed, FailureKind,
     v1::{
-        AgentStatusResponse, CheckPoolResponse, Generation, JobStatus, JobSummary, MsnapInfo, PoolDiscards,
-        PoolInfo, PoolSettings, RunningJob, VerifyDamage, VerifySummary, VolumeInfo, VolumeKind,
+        AgentStatusResponse, CheckPoolResponse, DeletedGeneration, Generation, JobStatus, JobSummary,
+        MsnapInfo, PoolDiscards, PoolInfo, PoolSettings, PruneDecision, PruneSummary, RunningJob,
+        VerifyDamage, VerifyPack, VerifyRecord, VerifySummary, VolumeInfo, VolumeKind,
     },
 };
 
@@ -57,6 +58,7 @@ pub(crate) fn error(job: &str, volume: Option<&str>, failed: &Failed) -> Value {
         FailureKind::Busy => "busy",
         FailureKind::Denied => "denied",
         FailureKind::BaseUnknown => "base_unknown",
+        FailureKind::NoSpace => "no_space",
     };
     json!({
         "message_type": "error",
@@ -201,6 +203,40 @@ pub(crate) fn generation(generation: &Generation) -> Value {
     })
 }
 
+pub(crate) fn deleted_generation(deleted: &DeletedGeneration) -> Value {
+    let mut value = deleted.generation.as_ref().map(generation).unwrap_or_default();
+    if let Some(members) = value.as_object_mut() {
+        members.insert("deleted_at".to_owned(), utc(deleted.deleted_at_ms).into());
+        members.insert("undelete_until".to_owned(), utc(deleted.undelete_until_ms).into());
+    }
+    value
+}
+
+pub(crate) fn prune_decision(decision: &PruneDecision) -> Value {
+    json!({
+        "message_type": "status",
+        "job": "prune",
+        "volume": decision.volume_name,
+        "generation": decision.number,
+        "created_at": utc(decision.created_at_ms),
+        "action": if decision.remove { "remove" } else { "keep" },
+        "reasons": decision.reasons,
+    })
+}
+
+pub(crate) fn prune_summary(summary: &PruneSummary, dry_run: bool) -> Value {
+    json!({
+        "message_type": "summary",
+        "job": "prune",
+        "dry_run": dry_run,
+        "volumes": summary.volumes,
+        "kept": summary.kept,
+        "removed": summary.removed,
+        "grace_seconds": summary.grace_seconds,
+        "seconds": summary.seconds,
+    })
+}
+
 pub(crate) fn verify_damage(damage: &VerifyDamage) -> Value {
     json!({
         "message_type": "error",
@@ -215,6 +251,31 @@ pub(crate) fn verify_damage(damage: &VerifyDamage) -> Value {
     })
 }
 
+pub(crate) fn damaged_record(record: &VerifyRecord) -> Value {
+    json!({
+        "message_type": "error",
+        "job": "verify",
+        "kind": "damaged_record",
+        "exit_code": 4,
+        "record_kind": super::human::record_kind(record.kind()),
+        "id": hex(&record.id),
+        "pack": record.pack,
+        "pack_offset_bytes": record.pack.map(|_| record.offset_bytes),
+        "message": record.reason,
+    })
+}
+
+pub(crate) fn damaged_pack(pack: &VerifyPack) -> Value {
+    json!({
+        "message_type": "error",
+        "job": "verify",
+        "kind": "damaged_pack",
+        "exit_code": 4,
+        "pack": pack.pack,
+        "message": pack.reason,
+    })
+}
+
 pub(crate) fn verify_summary(summary: &VerifySummary) -> Value {
     json!({
         "message_type": "summary",
@@ -225,6 +286,13 @@ pub(crate) fn verify_summary(summary: &VerifySummary) -> Value {
         "map_nodes_checked": summary.map_nodes_checked,
         "bytes_checked": summary.bytes_checked,
         "damaged": summary.damaged,
+        "damaged_records": summary.damaged_records,
+        "damaged_packs": summary.damaged_packs,
+        "damaged_generations": summary.damaged_generations,
+        "packs_checked": summary.packs_checked,
+        "packs_skipped": summary.packs_skipped,
+        "stored_bytes": summary.stored_bytes,
+        "lifted_records": summary.lifted_records,
         "seconds": summary.seconds,
     })
 }

@@ -96,3 +96,67 @@ impl Drop for Held {
 fn damaged(what: &str) -> Failed {
     Failed::new(FailureKind::Failed, format!("asked which generations it keeps, the server said {what}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use thinbak_proto::v1::{BackupBegin, BackupCommit, BackupRequest, backup_request::Message};
+    use thinbak_server::{InitOptions, Repository};
+    use tokio_stream::wrappers::ReceiverStream;
+
+    use super::{super::open, *};
+
+    /// A repository with one generation of an empty volume `v`.
+    async fn one_generation() -> (tempfile::TempDir, RepositoryConnection) {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("repo");
+        Repository::init(&place, InitOptions::default()).await.unwrap();
+        let connection = open(&place).await.unwrap();
+        let begin = BackupBegin {
+            volume_uuid: uuid::Uuid::from_u128(5).to_string(),
+            volume_name: "v".into(),
+            size_bytes: 1 << 20,
+            ..BackupBegin::default()
+        };
+        let (sender, requests) = tokio::sync::mpsc::channel(2);
+        for message in [Message::Begin(begin), Message::Commit(BackupCommit {})] {
+            sender.send(BackupRequest { message: Some(message) }).await.unwrap();
+        }
+        let answers = connection.ingest().backup(ReceiverStream::new(requests)).await;
+        let mut answers = answers.unwrap().into_inner();
+        drop(sender);
+        while answers.message().await.unwrap().is_some() {}
+        (dir, connection)
+    }
+
+    fn latest() -> GenerationSelector {
+        GenerationSelector { which: Some(thinbak_proto::v1::generation_selector::Which::Latest(true)) }
+    }
+
+    fn named(name: &str) -> VolumeName {
+        VolumeName { name: name.to_owned(), host: String::new() }
+    }
+
+    #[tokio::test]
+    async fn work_ends_when_the_server_stops_and_what_it_reads_may_go() {
+        let (_dir, connection) = one_generation().await;
+        let held = connection.hold_one(named("v"), latest()).await.unwrap();
+        assert_eq!(held.generations().iter().map(|found| found.number).collect::<Vec<_>>(), [1]);
+        assert_eq!(held.during(async { Ok(7) }).await, Ok(7));
+        let repository = connection.embedded.clone().unwrap();
+        let work = held.during(std::future::pending::<Result<(), Failed>>());
+        let (ended, ()) = tokio::join!(work, repository.close());
+        assert_eq!(ended.unwrap_err().exit_code(), 11);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_there_cannot_be_held() {
+        let (_dir, connection) = one_generation().await;
+        let ranges = |first, last| vec![GenerationRange { first, last }];
+        for (name, ranges) in [("w", ranges(1, 9)), ("v", ranges(2, 9))] {
+            let failed = connection.hold(named(name), Vec::new(), ranges).await.err().unwrap();
+            assert_eq!(failed.exit_code(), 10, "{failed}");
+        }
+        let failed = connection.hold(named("v"), Vec::new(), Vec::new()).await.err().unwrap();
+        assert_eq!(failed.exit_code(), 2, "{failed}");
+    }
+}

@@ -72,11 +72,13 @@ fn write(target: &PoolVolume, clean: bool, batch: Batch) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Writes an extent. One that reaches over several blocks touches only those that it changes, for a block that is written
-/// is no longer shared with the snapshots of the device, and maps none that read as zero.
+/// Writes an extent: touches only the blocks that it changes, for a block that is written is no longer shared with the
+/// snapshots of the device, and maps none that read as zero. What an extent brings may be there already: a chunk may be
+/// larger than a block, and the last one of a volume is another one when only its length has changed.
 fn write_data(target: &PoolVolume, clean: bool, offset: u64, data: &[u8]) -> Result<(), Failed> {
     let (block, end) = (target.block_bytes(), offset.saturating_add(data.len() as u64));
-    if end.div_ceil(block) <= offset / block + 1 {
+    // In one block something is not zero, or it would not come as data.
+    if clean && end.div_ceil(block) <= offset / block + 1 {
         return target.write(offset, data);
     }
     let slice = |piece: &Range<u64>| {

@@ -353,3 +353,6 @@ fn open_chunks(
 fn damaged(what: &str) -> Failed {
     Failed::new(FailureKind::Damaged, format!("reading a generation: {what}"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -51,6 +51,13 @@ pub(crate) struct Deleted {
 const ROOT_COLUMNS: &str =
     "SELECT volume_uuid, number, root, size_bytes, chunk_bytes, revision, manifest, tombstone
      FROM generations WHERE (volume_uuid, number) > (?1, ?2)";
+pub(super) const ALIVE: &str = "AND (deleted_at_ms IS NULL OR deleted_at_ms > ?3)";
+pub(super) const EXPIRED: &str = "AND deleted_at_ms IS NOT NULL AND deleted_at_ms <= ?3";
+
+/// The statement for a page of roots.
+pub(super) fn root_statement(condition: &str) -> String {
+    format!("{ROOT_COLUMNS} {condition} ORDER BY volume_uuid, number LIMIT ?4")
+}
 
 impl Catalogue {
     /// At most `limit` of the generations that are visible or were deleted after `cutoff_ms`, by key, those
@@ -61,8 +68,7 @@ impl Catalogue {
         after: Option<GenerationKey>,
         limit: u32,
     ) -> Result<Vec<Root>, CatalogueError> {
-        let condition = "AND (deleted_at_ms IS NULL OR deleted_at_ms > ?3)";
-        self.root_page(condition, cutoff_ms, after, limit).await
+        self.root_page(ALIVE, cutoff_ms, after, limit).await
     }
 
     /// At most `limit` of the generations that were deleted at `cutoff_ms` or before, by key, those after
@@ -73,8 +79,7 @@ impl Catalogue {
         after: Option<GenerationKey>,
         limit: u32,
     ) -> Result<Vec<Root>, CatalogueError> {
-        let condition = "AND deleted_at_ms IS NOT NULL AND deleted_at_ms <= ?3";
-        self.root_page(condition, cutoff_ms, after, limit).await
+        self.root_page(EXPIRED, cutoff_ms, after, limit).await
     }
 
     async fn root_page(
@@ -88,15 +93,13 @@ impl Catalogue {
             Some(key) => (key.volume.to_string(), signed(key.number)?),
             None => (String::new(), 0),
         };
-        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
-            "{ROOT_COLUMNS} {condition} ORDER BY volume_uuid, number LIMIT ?4"
-        )))
-        .bind(volume)
-        .bind(number)
-        .bind(moment(cutoff_ms))
-        .bind(limit)
-        .fetch_all(&self.pool)
-        .await?;
+        let rows = sqlx::query(sqlx::AssertSqlSafe(root_statement(condition)))
+            .bind(volume)
+            .bind(number)
+            .bind(moment(cutoff_ms))
+            .bind(limit)
+            .fetch_all(&self.pool)
+            .await?;
         rows.iter().map(root_of).collect()
     }
 
@@ -208,7 +211,7 @@ impl Catalogue {
 }
 
 /// A moment to compare with; one that the catalogue cannot hold is later than all that it holds.
-fn moment(ms: u64) -> i64 {
+pub(super) fn moment(ms: u64) -> i64 {
     i64::try_from(ms).unwrap_or(i64::MAX)
 }
 

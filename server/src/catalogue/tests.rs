@@ -1,3 +1,5 @@
+mod pages;
+
 use tempfile::TempDir;
 use thinbak_proto::NodeId;
 

@@ -1,6 +1,6 @@
 //! The grammar.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 
@@ -14,8 +14,31 @@ pub(super) struct Arguments {
     /// Log errors only
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub(super) quiet: bool,
+    /// How log lines on stderr look
+    #[arg(
+        long,
+        global = true,
+        env = "THINBAK_LOG_FORMAT",
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT"
+    )]
+    pub(super) log_format: LogFormat,
+    /// Configuration file [default: /etc/thinbak/server.toml]
+    #[arg(long, global = true, env = "THINBAK_CONFIG", value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
     #[command(subcommand)]
     pub(super) command: Command,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum LogFormat {
+    /// For people
+    #[default]
+    Text,
+    /// A JSON object a line
+    Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -36,17 +59,71 @@ pub(super) enum Command {
     Run {
         /// Directory of the repository
         #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
-        repo: PathBuf,
-        /// Address of the loopback to listen on; port 0 takes a free one
-        #[arg(long, env = "THINBAK_LISTEN", default_value = "127.0.0.1:7440", value_name = "ADDR")]
-        listen: SocketAddr,
+        repo: Option<PathBuf>,
+        /// Address of the loopback to listen on; port 0 takes a free one [default: 127.0.0.1:7440]
+        #[arg(long, env = "THINBAK_LISTEN", value_name = "ADDR")]
+        listen: Option<SocketAddr>,
+        /// Address for `/metrics` (Prometheus) and `/health` over HTTP; they tell names and sizes of volumes
+        #[arg(long, env = "THINBAK_METRICS", value_name = "ADDR")]
+        metrics: Option<SocketAddr>,
     },
     /// Show what a repository holds
     Stats {
         /// Directory of the repository
         #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
-        repo: PathBuf,
+        repo: Option<PathBuf>,
         /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make the catalogue and the chunk index anew from the packs
+    ///
+    /// The repository must not be open. Deleted generations stay deleted. The catalogue before is kept beside the new
+    /// one. May be killed and run again. Exit code 4 if damage was found.
+    RebuildCatalogue {
+        /// Directory of the repository
+        #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
+        repo: Option<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Copy the catalogue, also while a server uses it
+    ///
+    /// The copy goes into the folder catalogue-backups of the repository.
+    BackupCatalogue {
+        #[command(flatten)]
+        at: At,
+        /// Copies to keep, the new one included
+        #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
+        keep: u32,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a copy the catalogue, and add what is later in the packs
+    ///
+    /// The repository must not be open. The catalogue before is kept. Exit code 4 if damage was found.
+    RestoreCatalogue {
+        /// Directory of the repository
+        #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
+        repo: Option<PathBuf>,
+        /// The copy, which is left as it is
+        #[arg(value_name = "FILE")]
+        copy: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Delete the generations that no policy of the configuration keeps
+    Prune {
+        /// Directory of the repository
+        #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
+        repo: Option<PathBuf>,
+        /// Print what would be deleted, and why not the rest
+        #[arg(long)]
+        dry_run: bool,
+        /// Print a JSON object a line
         #[arg(long)]
         json: bool,
     },
@@ -54,37 +131,117 @@ pub(super) enum Command {
     Verify {
         /// Directory of the repository
         #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
-        repo: PathBuf,
+        repo: Option<PathBuf>,
         /// HOST/POOL/VOLUME, or with :NUMBER or :latest one generation of it
         #[arg(value_name = "VOLUME[:GEN]")]
         volume: Option<String>,
         /// Share of the chunks to read back, chosen at random
         #[arg(long, default_value = "100%", value_parser = parse_share, value_name = "PERCENT")]
         sample: f64,
+        /// Only packs that were not read back whole for so long, like 30d or 12h; a run that is broken off goes on
+        /// where it was
+        #[arg(long, value_parser = parse_age, value_name = "AGE", conflicts_with = "volume")]
+        older_than: Option<Duration>,
+        /// Read no more bytes in a second than this, like 50M
+        #[arg(long, value_parser = parse_rate, value_name = "SIZE")]
+        rate: Option<u64>,
         /// Print a JSON object a line
         #[arg(long)]
         json: bool,
     },
+    /// Free what no generation needs any more
+    Collect(Collect),
+}
+
+/// What a collection may do.
+#[derive(Debug, clap::Args)]
+pub(super) struct Collect {
+    #[command(flatten)]
+    pub(super) at: At,
+    /// Say what would be freed, and free nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Rewrite packs of which at most this share is in use
+    #[arg(long, default_value = "50%", value_parser = parse_share, value_name = "PERCENT")]
+    pub(super) threshold: f64,
+    /// Rewrite no pack of which more than this is in use: it is on the disk twice for a while
+    #[arg(long, value_parser = parse_bytes, value_name = "SIZE")]
+    pub(super) max_extra_space: Option<u64>,
+    /// Copy at most this much in all
+    #[arg(long, value_parser = parse_bytes, value_name = "SIZE")]
+    pub(super) max_repack: Option<u64>,
+    /// Copy at most this much in a second
+    #[arg(long, value_parser = parse_bytes, value_name = "SIZE")]
+    pub(super) rate: Option<u64>,
+    /// Keep deleted generations for this long, instead of the repository's grace period
+    #[arg(long, value_parser = thinbak_proto::parse_duration, value_name = "TIME")]
+    pub(super) grace: Option<Duration>,
+    /// Print a JSON object a line
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// A repository that a server has open, or that this command opens.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct At {
+    /// Directory of the repository
+    #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
+    pub(super) repo: Option<PathBuf>,
+    /// URL of the server that has it open; goes before --repo
+    #[arg(long, env = "THINBAK_SERVER", value_name = "URL")]
+    pub(super) server: Option<String>,
 }
 
 impl Command {
     /// Whether the output is for a program.
     pub(super) fn json(&self) -> bool {
         match self {
-            Self::Init { json, .. } | Self::Stats { json, .. } | Self::Verify { json, .. } => *json,
+            Self::Init { json, .. }
+            | Self::Stats { json, .. }
+            | Self::Prune { json, .. }
+            | Self::RebuildCatalogue { json, .. }
+            | Self::BackupCatalogue { json, .. }
+            | Self::RestoreCatalogue { json, .. }
+            | Self::Verify { json, .. } => *json,
+            Self::Collect(collect) => collect.json,
             Self::Run { .. } => false,
         }
     }
 }
 
-/// Bytes, or with K or M that many KiB or MiB.
-fn parse_size(text: &str) -> Result<u32, String> {
-    let (digits, unit) = match text.strip_suffix(['K', 'k']) {
-        Some(digits) => (digits, 1 << 10),
-        None => text.strip_suffix(['M', 'm']).map_or((text, 1), |digits| (digits, 1 << 20)),
-    };
-    let number: u32 = digits.parse().map_err(|_| format!("{text:?} is no size like 64K or 1M"))?;
+/// Bytes, or with K, M, G or T that many KiB and so on.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let units = [(['K', 'k'], 10), (['M', 'm'], 20), (['G', 'g'], 30), (['T', 't'], 40)];
+    let found = units.into_iter().find_map(|(names, shift)| Some((text.strip_suffix(names)?, 1u64 << shift)));
+    let (digits, unit) = found.unwrap_or((text, 1));
+    let number: u64 = digits.parse().map_err(|_| format!("{text:?} is no size like 64K or 1M"))?;
     number.checked_mul(unit).ok_or_else(|| format!("{text:?} is too large"))
+}
+
+/// A duration like `90m`, `12h`, `30d` or `4w`.
+fn parse_age(text: &str) -> Result<Duration, String> {
+    let invalid = || format!("{text:?} is no duration like 90m, 12h, 30d or 4w");
+    let (digits, seconds) = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400), ('w', 604_800)]
+        .into_iter()
+        .find_map(|(unit, seconds)| Some((text.strip_suffix(unit)?, seconds)))
+        .ok_or_else(invalid)?;
+    let number: u64 = digits.parse().map_err(|_| invalid())?;
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(|| format!("{text:?} is too long"))
+}
+
+/// Bytes in a second, or with K, M or G that many KiB, MiB or GiB.
+fn parse_rate(text: &str) -> Result<u64, String> {
+    let invalid = || format!("{text:?} is no rate like 800K, 50M or 1G");
+    let (digits, unit) = [('K', 10), ('M', 20), ('G', 30)]
+        .into_iter()
+        .find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, 1u64 << shift)))
+        .unwrap_or((text, 1));
+    let number: u64 = digits.parse().map_err(|_| invalid())?;
+    number.checked_mul(unit).filter(|rate| *rate > 0).ok_or_else(invalid)
+}
+
+fn parse_size(text: &str) -> Result<u32, String> {
+    parse_bytes(text).and_then(|size| u32::try_from(size).map_err(|_| format!("{text:?} is too large")))
 }
 
 /// A share from `5%` or `0.05`.
@@ -107,10 +264,22 @@ mod tests {
         assert_eq!(parse_size("64K"), Ok(65536));
         assert_eq!(parse_size("1M"), Ok(1 << 20));
         assert_eq!(parse_size("4096"), Ok(4096));
+        assert_eq!(parse_bytes("3G"), Ok(3 << 30));
+        assert!(parse_bytes("99999999T").is_err());
         assert!(parse_size("4096M").is_err() && parse_size("K").is_err() && parse_size("-4K").is_err());
         assert_eq!(parse_share("5%"), Ok(0.05));
         assert_eq!(parse_share("1"), Ok(1.0));
         assert!(parse_share("0").is_err() && parse_share("101%").is_err() && parse_share("NaN").is_err());
+    }
+
+    #[test]
+    fn ages_and_rates_are_read_as_people_write_them() {
+        assert_eq!(parse_age("30d"), Ok(Duration::from_secs(30 * 86_400)));
+        assert_eq!(parse_age("0s"), Ok(Duration::ZERO));
+        assert!(parse_age("30").is_err() && parse_age("d").is_err() && parse_age("-1d").is_err());
+        assert!(parse_age("99999999999999999w").is_err());
+        assert_eq!(parse_rate("50M"), Ok(50 << 20));
+        assert!(parse_rate("0").is_err() && parse_rate("fast").is_err());
     }
 
     #[test]

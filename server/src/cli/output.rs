@@ -8,6 +8,7 @@ use std::{
 };
 
 use comfy_table::{CellAlignment, Table, presets};
+use jiff::{Timestamp, tz::TimeZone};
 use serde_json::{Value, json};
 use thinbak_proto::{Failed, v1};
 
@@ -17,12 +18,12 @@ pub(super) struct Output {
 
 impl Output {
     /// A line on stdout. That nobody reads it is the reader's choice.
-    fn data(&self, line: impl Display) {
+    pub(super) fn data(&self, line: impl Display) {
         let _ = writeln!(anstream::stdout().lock(), "{line}");
     }
 
     /// A line on stderr.
-    fn say(&self, line: impl Display) {
+    pub(super) fn say(&self, line: impl Display) {
         let _ = writeln!(anstream::stderr().lock(), "{line}");
     }
 
@@ -49,6 +50,10 @@ impl Output {
         self.say(format_args!("listening on {address}"));
     }
 
+    pub(super) fn serving_metrics(&self, address: SocketAddr) {
+        self.say(format_args!("metrics on http://{address}/metrics"));
+    }
+
     pub(super) fn stats(&self, stats: &v1::StatsResponse) {
         let rows = [
             ("volumes", stats.volumes, false),
@@ -65,8 +70,11 @@ impl Output {
             ("catalogue_bytes", stats.catalogue_bytes, true),
         ];
         if self.json {
-            let members = rows.into_iter().map(|(name, value, _)| (name.to_owned(), Value::from(value)));
-            return self.data(Value::Object(members.collect()));
+            let numbers = rows.into_iter().map(|(name, value, _)| (name.to_owned(), Value::from(value)));
+            let mut members: serde_json::Map<String, Value> = numbers.collect();
+            members.insert("health".to_owned(), stats.health.clone().into());
+            members.insert("problems".to_owned(), stats.problems.clone().into());
+            return self.data(Value::Object(members));
         }
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
@@ -74,10 +82,65 @@ impl Output {
             let name = name.replace('_', " ");
             table.add_row([name, if bytes { size(value) } else { value.to_string() }]);
         }
+        table.add_row(["health", &stats.health]);
         if let Some(column) = table.column_mut(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }
         self.data(table.trim_fmt());
+        for problem in &stats.problems {
+            self.data(problem);
+        }
+    }
+
+    /// What becomes of a generation, as a line of JSON.
+    pub(super) fn decision(&self, decision: &v1::PruneDecision) {
+        self.data(json!({
+            "message_type": "status",
+            "job": "prune",
+            "volume": decision.volume_name,
+            "generation": decision.number,
+            "created_at": utc(decision.created_at_ms),
+            "action": if decision.remove { "remove" } else { "keep" },
+            "reasons": decision.reasons,
+        }));
+    }
+
+    /// What became of generations, as a table.
+    pub(super) fn decisions(&self, decisions: &[v1::PruneDecision]) {
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING);
+        table.set_header(["VOLUME", "GENERATION", "CREATED", "ACTION", "REASON"]);
+        for decision in decisions {
+            table.add_row([
+                decision.volume_name.clone(),
+                decision.number.to_string(),
+                local(decision.created_at_ms),
+                if decision.remove { "remove" } else { "keep" }.to_owned(),
+                decision.reasons.join(", "),
+            ]);
+        }
+        if let Some(column) = table.column_mut(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        self.data(table.trim_fmt());
+    }
+
+    pub(super) fn pruned(&self, summary: &v1::PruneSummary, dry_run: bool) {
+        let v1::PruneSummary { volumes, kept, removed, grace_seconds, seconds } = *summary;
+        if self.json {
+            return self.data(json!({
+                "message_type": "summary",
+                "job": "prune",
+                "dry_run": dry_run,
+                "volumes": volumes,
+                "kept": kept,
+                "removed": removed,
+                "grace_seconds": grace_seconds,
+                "seconds": seconds,
+            }));
+        }
+        let verb = if dry_run { "would be deleted" } else { "are deleted" };
+        self.say(format_args!("{removed} generations of {volumes} volumes {verb}, {kept} kept"));
     }
 
     pub(super) fn progress(&self, progress: v1::VerifyProgress) {
@@ -108,6 +171,35 @@ impl Output {
         ));
     }
 
+    pub(super) fn damaged_record(&self, record: &v1::VerifyRecord) {
+        let (kind, id) = (kind_name(record.kind()), hex(&record.id));
+        let reason = &record.reason;
+        if self.json {
+            return self.data(json!({
+                "message_type": "damaged_record",
+                "kind": kind,
+                "id": id,
+                "pack": record.pack,
+                "offset_bytes": record.pack.map(|_| record.offset_bytes),
+                "reason": reason,
+            }));
+        }
+        match record.pack {
+            Some(pack) => {
+                self.data(format_args!("{kind} {id} in pack {pack:08x} at {}: {reason}", record.offset_bytes))
+            }
+            None => self.data(format_args!("{kind} {id}: {reason}")),
+        }
+    }
+
+    pub(super) fn damaged_pack(&self, pack: &v1::VerifyPack) {
+        let v1::VerifyPack { pack, reason } = pack;
+        if self.json {
+            return self.data(json!({"message_type": "damaged_pack", "pack": pack, "reason": reason}));
+        }
+        self.data(format_args!("pack {pack:08x}: {reason}"));
+    }
+
     pub(super) fn verified(&self, summary: &v1::VerifySummary) {
         if self.json {
             return self.data(json!({
@@ -119,23 +211,66 @@ impl Output {
                 "map_nodes_checked": summary.map_nodes_checked,
                 "bytes_checked": summary.bytes_checked,
                 "damaged": summary.damaged,
+                "damaged_records": summary.damaged_records,
+                "damaged_packs": summary.damaged_packs,
+                "damaged_generations": summary.damaged_generations,
+                "packs_checked": summary.packs_checked,
+                "packs_skipped": summary.packs_skipped,
+                "stored_bytes": summary.stored_bytes,
+                "lifted_records": summary.lifted_records,
                 "seconds": summary.seconds,
             }));
         }
         if std::io::stderr().is_terminal() {
             let _ = write!(anstream::stderr().lock(), "\r\x1b[K");
         }
-        let (chunks, nodes, bytes) =
-            (summary.chunks_checked, summary.map_nodes_checked, size(summary.bytes_checked));
+        let v1::VerifySummary { generations, chunks_checked: chunks, map_nodes_checked: nodes, .. } =
+            *summary;
         self.data(format_args!(
-            "{} generations: {chunks} chunks ({bytes}) and {nodes} map nodes read back, {} chunks left out, {} damaged",
-            summary.generations, summary.chunks_skipped, summary.damaged
+            "{generations} generations: {chunks} chunks ({}) and {nodes} map nodes read back, {} records and {} packs \
+             left out",
+            size(summary.bytes_checked),
+            summary.chunks_skipped,
+            summary.packs_skipped,
+        ));
+        self.data(format_args!(
+            "damaged: {} records, {} packs outside of records; generations that need them: {}",
+            summary.damaged_records, summary.damaged_packs, summary.damaged_generations
         ));
     }
 }
 
+/// RFC 3339 in UTC, to the millisecond.
+fn utc(ms: u64) -> String {
+    at(ms, TimeZone::UTC, "%Y-%m-%dT%H:%M:%S%.3fZ")
+}
+
+/// RFC 3339 in local time, to the second: the calendar of the policies.
+fn local(ms: u64) -> String {
+    at(ms, TimeZone::system(), "%Y-%m-%dT%H:%M:%S%:z")
+}
+
+fn at(ms: u64, zone: TimeZone, format: &str) -> String {
+    let moment = i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    moment.map(|moment| moment.to_zoned_datetime(zone).strftime(format).to_string()).unwrap_or_default()
+}
+
+fn kind_name(kind: v1::RecordKind) -> &'static str {
+    match kind {
+        v1::RecordKind::Chunk => "chunk",
+        v1::RecordKind::MapNode => "map node",
+        v1::RecordKind::Manifest => "manifest",
+        v1::RecordKind::Tombstone => "tombstone",
+        v1::RecordKind::Unspecified => "record",
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// A size for people, in powers of 1024.
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     if bytes < 1024 {
         return format!("{bytes}B");
     }

@@ -20,6 +20,9 @@ const LOOK_UP: usize = 4096;
 /// Missing chunks named in one answer at most.
 const MAX_MISSING: usize = 4096;
 
+/// How far a clock may be put back without generations seeming to be older than those before them.
+const MAX_CLOCK_STEP_MS: u64 = 3_600_000;
+
 pub(super) enum Outcome {
     Committed(Box<v1::Generation>),
     /// Nothing was made visible: the map names these chunks, which are not stored.
@@ -30,6 +33,7 @@ pub(super) async fn commit(repository: &Repository, backup: Backup) -> Result<Ou
     let Backup {
         guard: _guard,
         pin: _pin,
+        claim: _claim,
         begin,
         volume,
         geometry,
@@ -56,7 +60,7 @@ pub(super) async fn commit(repository: &Repository, backup: Backup) -> Result<Ou
         volume_uuid: volume.to_string(),
         volume_name: begin.volume_name,
         number: next.number,
-        created_at_ms: repository.now_ms().max(next.last_created_at_ms.saturating_add(1)),
+        created_at_ms: created_at(repository.now_ms(), next.last_created_at_ms),
         size_bytes: geometry.size_bytes,
         chunk_bytes: geometry.chunk_bytes,
         levels: levels_for(tree.chunks),
@@ -80,6 +84,15 @@ pub(super) async fn commit(repository: &Repository, backup: Backup) -> Result<Ou
         "generation committed"
     );
     Ok(Outcome::Committed(Box::new(generation)))
+}
+
+/// When a generation is said to be made: later than the one before it, also when the clock was put back a little.
+/// One that a wrong clock dated far in the future does not draw those after it along.
+fn created_at(now_ms: u64, last_ms: u64) -> u64 {
+    match last_ms.saturating_sub(now_ms) {
+        0..MAX_CLOCK_STEP_MS => now_ms.max(last_ms.saturating_add(1)),
+        _ => now_ms,
+    }
 }
 
 /// What the difference to the parent says.
@@ -172,4 +185,18 @@ async fn mapped_bytes(
         MapEntry::Zero | MapEntry::Id(_) => chunk_bytes - geometry.bytes_of(last, 1),
     };
     Ok(chunks.saturating_mul(chunk_bytes).saturating_sub(short))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_ascend_over_small_steps_of_the_clock_and_do_not_follow_a_wrong_one() {
+        assert_eq!(created_at(1000, 0), 1000);
+        assert_eq!(created_at(1000, 1000), 1001);
+        assert_eq!(created_at(1000, 1500), 1501);
+        assert_eq!(created_at(1000, 1000 + MAX_CLOCK_STEP_MS), 1000);
+        assert_eq!(created_at(1000, u64::MAX), 1000);
+    }
 }

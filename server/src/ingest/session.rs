@@ -17,8 +17,9 @@ use crate::{
     catalogue::Selector,
     content::parse_id,
     map_tree::{EditError, Editor, FreshNode, NodeError, Tree},
+    metrics::Job,
     repository::{Pin, Repository, SessionGuard, check_volume_name},
-    store::{Kind, NewRecord, PutOutcome, Store},
+    store::{Claim, Kind, NewRecord, PutOutcome, Store},
 };
 
 /// Stored bytes that a client may send ahead of the acknowledgements.
@@ -79,6 +80,8 @@ pub(super) struct Backup {
     pub(super) parent_tree: Option<Tree>,
     /// Of the parent's tree: what this generation shares with it stays, though the parent be deleted.
     pub(super) pin: Option<Pin>,
+    /// Of all that the session stores, or is told to be present.
+    pub(super) claim: Claim,
     pub(super) editor: Editor<Store>,
     next_chunk: u64,
     batches: u64,
@@ -144,6 +147,11 @@ impl Session {
             }
         }
         Ok(None)
+    }
+
+    /// Counts a backup that ended with an error.
+    pub(super) fn failed(&self) {
+        self.repository.metrics.ended(Job::Backup, false);
     }
 
     async fn event(&mut self) -> Event {
@@ -227,9 +235,15 @@ impl Session {
     async fn commit(&mut self) -> Result<Answer, Failed> {
         self.done = true;
         let Some(backup) = self.backup.take() else { return Err(usage("a commit without a backup")) };
+        let metrics = &self.repository.metrics;
         Ok(match commit::commit(&self.repository, *backup).await? {
-            Outcome::Committed(generation) => Answer::Committed(*generation),
+            Outcome::Committed(generation) => {
+                metrics.ended(Job::Backup, true);
+                metrics.backed_up(generation.changed_bytes, generation.stored_bytes);
+                Answer::Committed(*generation)
+            }
             Outcome::Incomplete(missing) => {
+                metrics.ended(Job::Backup, false);
                 let missing = missing.iter().map(thinbak_proto::ChunkId::to_bytes).collect();
                 Answer::Incomplete(v1::BackupIncomplete { missing })
             }
@@ -244,6 +258,7 @@ impl Backup {
         let guard = repository.sessions.enter(volume, name)?;
         repository.catalogue.check_name(volume, name, begin.adopt).await?;
         let geometry = Geometry { chunk_bytes: repository.chunk_bytes(), size_bytes: begin.size_bytes };
+        let claim = repository.store.claim();
         let entrance = repository.pins.enter().await;
         let parent = parent_of(repository, volume, &begin).await?;
         let parent_tree = parent.as_ref().map(tree_of).transpose()?;
@@ -260,6 +275,7 @@ impl Backup {
             parent,
             parent_tree,
             pin,
+            claim,
             editor,
             next_chunk,
             batches,

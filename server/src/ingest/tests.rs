@@ -1,6 +1,6 @@
 //! The whole life of a volume, through the services.
 
-mod client;
+pub(crate) mod client;
 mod holds;
 mod life;
 mod refusals;

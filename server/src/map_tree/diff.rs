@@ -58,7 +58,8 @@ pub(crate) struct TreeDiff<S> {
     pending: Vec<Pair>,
     /// A node of the old tree that cannot be read counts as hole, so that all of the new one is seen.
     tolerant: bool,
-    nodes_read: u64,
+    /// Ranges of the old tree that could not be read, where the new one can: first chunk and chunks.
+    replaced: Vec<(u64, u64)>,
 }
 
 impl<S: NodeSource> TreeDiff<S> {
@@ -68,7 +69,7 @@ impl<S: NodeSource> TreeDiff<S> {
         let side = |tree: Tree| Side { entry: tree.root.into(), level: tree.levels() };
         let hole = Side { entry: MapEntry::Hole, level };
         let pair = Pair { first: 0, level, old: old.map_or(hole, side), new: side(new) };
-        Self { source, pending: vec![pair], tolerant: false, nodes_read: 0 }
+        Self { source, pending: vec![pair], tolerant: false, replaced: Vec::new() }
     }
 
     /// Nodes of the old tree that cannot be read count as holes instead of ending in an error.
@@ -77,9 +78,10 @@ impl<S: NodeSource> TreeDiff<S> {
         self
     }
 
-    /// Nodes of the new tree that were read.
-    pub(crate) fn nodes_read(&self) -> u64 {
-        self.nodes_read
+    /// What of the old tree could not be read, where the new tree can, since this was last asked: first chunk and
+    /// chunks of each range. What [`next`](Self::next) returned last may lie in the last of them.
+    pub(crate) fn take_replaced(&mut self) -> Vec<(u64, u64)> {
+        std::mem::take(&mut self.replaced)
     }
 
     /// The next difference; `None` at the end.
@@ -106,11 +108,11 @@ impl<S: NodeSource> TreeDiff<S> {
     async fn descend(&mut self, pair: Pair) -> Result<(), NodeError> {
         let below = pair.level.saturating_sub(1);
         let new = self.slots(pair.new, pair.level).await?;
-        if pair.new.level == pair.level && pair.new.entry.node().is_some() {
-            self.nodes_read += 1;
-        }
         let old = match self.slots(pair.old, pair.level).await {
-            Err(_) if self.tolerant => [Side { entry: MapEntry::Hole, level: below }; FAN_OUT],
+            Err(_) if self.tolerant => {
+                self.replaced.push((pair.first, span_of_level(pair.level)));
+                [Side { entry: MapEntry::Hole, level: below }; FAN_OUT]
+            }
             slots => slots?,
         };
         for (slot, (old, new)) in (0u64..).zip(old.into_iter().zip(new)).collect::<Vec<_>>().into_iter().rev()

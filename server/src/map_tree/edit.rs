@@ -116,8 +116,11 @@ impl<S: NodeSource> Editor<S> {
         let end = chunk.checked_add(count).filter(|end| *end <= chunks);
         let end = end.ok_or(EditError::Bounds { chunk, count, chunks })?;
         self.next = end;
-        // Past the end all is hole anyway: a hole up to the end needs no node cut there.
-        let end = if end == chunks && matches!(edit, Edit::Hole(_)) { self.capacity() } else { end };
+        // Past the end all is hole anyway: a hole up to the end needs no node cut there. It takes with it what a longer
+        // parent has there; doing so once more would ask for nodes that are closed and not stored yet.
+        let to_the_end = end == chunks && matches!(edit, Edit::Hole(_));
+        let end = if to_the_end { self.capacity() } else { end };
+        self.trim &= !to_the_end;
         Ok(self.fill(chunk, end, edit.entry()).await?)
     }
 

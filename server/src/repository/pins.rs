@@ -52,13 +52,11 @@ impl Pins {
     }
 
     /// Keeps everybody from pinning until the guard is dropped, once those who are about to have done so.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the collector's side of the gate"))]
     pub(crate) async fn close(&self) -> RwLockWriteGuard<'_, ()> {
         self.gate.write().await
     }
 
     /// All trees that are pinned now, each once, in no order.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the collector's side of the gate"))]
     pub(crate) fn roots(&self) -> Vec<Tree> {
         self.pinned.lock().keys().copied().collect()
     }

@@ -32,6 +32,11 @@ pub(crate) struct SessionGuard {
 }
 
 impl Sessions {
+    /// Backups under way.
+    pub(crate) fn count(&self) -> u64 {
+        self.running.lock().len() as u64
+    }
+
     /// Takes the volume and the name for one session.
     pub(crate) fn enter(self: &Arc<Self>, volume: Uuid, name: &str) -> Result<SessionGuard, Failed> {
         let mut running = self.running.lock();

@@ -1,4 +1,5 @@
 use tempfile::TempDir;
+use thinbak_proto::Failed;
 
 use super::*;
 

@@ -1,10 +1,10 @@
-//! Deleting, undeleting and forgetting.
+//! Deleting, undeleting and forgetting; and protecting from it.
 
 use thinbak_proto::{Failed, FailureKind, v1};
 
 use crate::{
     catalogue::{Deletion, Entry, GenerationKey, Root, Selector},
-    manifest::{Manifest, Tombstone, next_revision},
+    manifest::{GIVEN_UP, Manifest, Tombstone, next_revision},
     repository::Repository,
 };
 
@@ -32,6 +32,7 @@ pub(crate) async fn delete(
     now_ms: u64,
 ) -> Result<Outcomes, Failed> {
     let _marking = repository.marking.lock().await;
+    let _claim = repository.store.claim();
     let mut outcomes = Vec::with_capacity(keys.len());
     let (mut deletions, mut records) = (Vec::new(), Vec::new());
     for key in keys {
@@ -75,6 +76,28 @@ async fn deletable(repository: &Repository, key: GenerationKey) -> Result<Result
     Ok(if newest.is_none_or(|newest| newest <= key.number) { Err(Kept::Newest) } else { Ok(entry) })
 }
 
+/// Sets or takes off protection: a manifest first, then what is visible. `None`: it is not there.
+pub(crate) async fn protect(
+    repository: &Repository,
+    key: GenerationKey,
+    protected: bool,
+    now_ms: u64,
+) -> Result<Option<v1::Generation>, Failed> {
+    let _marking = repository.marking.lock().await;
+    let _claim = repository.store.claim();
+    let found = repository.catalogue.generation(key.volume, Selector::Number(key.number)).await?;
+    let Some(Entry { mut generation, revision }) = found else { return Ok(None) };
+    if generation.protected == protected {
+        return Ok(Some(generation));
+    }
+    generation.protected = protected;
+    let revision = next_revision(revision, now_ms);
+    let (manifest, record) = Manifest::new(&generation, revision).record();
+    repository.store.put(vec![record]).await?;
+    let set = repository.catalogue.set_protected(&generation, revision, manifest).await?;
+    Ok(set.then_some(generation))
+}
+
 /// Makes a deleted generation visible again: a manifest that the tombstone does not end first, then what is
 /// visible.
 pub(crate) async fn undelete(
@@ -84,6 +107,7 @@ pub(crate) async fn undelete(
     now_ms: u64,
 ) -> Result<v1::Generation, Failed> {
     let _marking = repository.marking.lock().await;
+    let _claim = repository.store.claim();
     let refused = |why: String| Failed::new(FailureKind::Refused, format!("cannot undelete {shown}: {why}"));
     let Some(deleted) = repository.catalogue.deleted(key).await? else {
         if repository.catalogue.generation(key.volume, Selector::Number(key.number)).await?.is_some() {
@@ -114,20 +138,29 @@ pub(crate) async fn cutoff(repository: &Repository, now_ms: u64) -> Result<u64, 
     Ok(now_ms.saturating_sub(repository.catalogue.grace_ms().await?))
 }
 
-/// Gives up all deleted generations whose grace period is over, in steps; returns how many. A crash between
-/// two steps leaves the rest to the next call.
-pub(crate) async fn forget_expired(repository: &Repository, now_ms: u64) -> Result<u64, Failed> {
+/// Gives up all deleted generations whose grace period, the repository's or another, is over, in steps; returns how
+/// many. A crash between two steps leaves the rest to the next call.
+pub(crate) async fn forget_expired(
+    repository: &Repository,
+    now_ms: u64,
+    grace_ms: Option<u64>,
+) -> Result<u64, Failed> {
     let mut forgotten = 0;
     let mut after = None;
     loop {
         let _marking = repository.marking.lock().await;
-        let cutoff = cutoff(repository, now_ms).await?;
+        let _claim = repository.store.claim();
+        let cutoff = match grace_ms {
+            Some(grace_ms) => now_ms.saturating_sub(grace_ms),
+            None => cutoff(repository, now_ms).await?,
+        };
         let page = repository.catalogue.expired(cutoff, after, STEP as u32).await?;
         let Some(last) = page.last() else { return Ok(forgotten) };
         after = Some(last.key);
         let ended = |root: &Root| {
             let revision = next_revision(root.revision, now_ms);
-            Tombstone::new(root.key, revision, now_ms).record().1
+            // Not as deleted now: a catalogue made from the packs must not give it another grace period.
+            Tombstone::new(root.key, revision, GIVEN_UP).record().1
         };
         repository.store.put(page.iter().map(ended).collect()).await?;
         let keys: Vec<_> = page.iter().map(|root| root.key).collect();

@@ -3,24 +3,32 @@
 use std::{pin::Pin, sync::Arc};
 
 use futures::Stream;
-use prost::Message as _;
-use thinbak_proto::{Failed, FailureKind, MAX_MESSAGE_LEN, v1};
+use jiff::tz::TimeZone;
+use thinbak_proto::{Failed, FailureKind, v1};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    catalogue::{Entry, GenerationKey},
-    manifest::{Manifest, next_revision},
-    repository::Repository,
-    retention::{self, Kept},
+    catalogue::{Deleted, Entry, Filter, GenerationKey, Position},
+    collect,
+    ingest::tree_of,
+    repository::{CatalogueBackup, Repository},
+    retention::{
+        self, Kept,
+        prune::{self, Prune},
+    },
     verify,
 };
+
+/// Generations in one answer at most. Names and points are bounded where they come in: this many fit a message.
+const PAGE: u32 = 1000;
 
 pub(crate) struct GenerationService(pub(crate) Arc<Repository>);
 
 impl GenerationService {
     async fn stats(&self) -> Result<v1::StatsResponse, Failed> {
         let (totals, store) = (self.0.catalogue.totals().await?, self.0.store.stats());
+        let health = self.0.health().await;
         Ok(v1::StatsResponse {
             volumes: totals.volumes,
             generations: totals.generations,
@@ -34,23 +42,46 @@ impl GenerationService {
             index_bytes: store.index_bytes,
             catalogue_bytes: self.0.catalogue.disk_bytes(),
             logical_bytes: totals.mapped_bytes,
+            health: health.state().to_string(),
+            problems: health.causes.iter().map(|(cause, line)| format!("{}: {line}", cause.name())).collect(),
         })
     }
 
-    async fn list(&self, volume: Option<v1::VolumeName>) -> Result<v1::ListGenerationsResponse, Failed> {
-        let volume = match volume {
+    async fn list(&self, request: v1::ListGenerationsRequest) -> Result<v1::ListGenerationsResponse, Failed> {
+        let volume = match request.volume {
             Some(name) => Some(self.0.volume(Some(name)).await?),
             None => None,
         };
-        let entries = self.0.catalogue.generations(volume).await?;
-        let generations = entries.into_iter().map(|Entry { generation, .. }| generation).collect();
-        let response = v1::ListGenerationsResponse { generations };
-        if response.encoded_len() > MAX_MESSAGE_LEN {
-            let message =
-                format!("{} generations are more than one answer holds", response.generations.len());
-            return Err(Failed::new(FailureKind::Failed, message).with_hint("ask for one volume"));
+        let grace_ms = self.0.catalogue.grace_ms().await?;
+        let deleted_after_ms = request.deleted.then(|| self.0.now_ms().saturating_sub(grace_ms));
+        let filter = Filter { volume, deleted_after_ms, newest: request.newest };
+        let limit = match request.page_size {
+            0 => PAGE,
+            size => size.min(PAGE),
+        };
+        let page = self.0.catalogue.page(filter, &position_of(&request.page_token)?, limit).await?;
+        let full = u32::try_from(page.len()).is_ok_and(|length| length == limit);
+        let next_page_token = page.last().filter(|_| full).map(token_of).unwrap_or_default();
+        let mut response = v1::ListGenerationsResponse { next_page_token, ..Default::default() };
+        for Deleted { entry: Entry { generation, .. }, deleted_at_ms } in page {
+            match request.deleted {
+                false => response.generations.push(generation),
+                true => response.deleted.push(v1::DeletedGeneration {
+                    generation: Some(generation),
+                    deleted_at_ms,
+                    undelete_until_ms: deleted_at_ms.saturating_add(grace_ms),
+                }),
+            }
         }
         Ok(response)
+    }
+
+    async fn undelete(&self, request: v1::UndeleteGenerationRequest) -> Result<v1::Generation, Failed> {
+        let shown = request.volume.as_ref().map(|volume| volume.name.as_str()).unwrap_or_default();
+        let shown = format!("{shown}:{}", request.number);
+        let volume = self.0.volume(request.volume).await?;
+        let key = GenerationKey { volume, number: request.number };
+        retention::undelete(&self.0, key, &shown, self.0.now_ms()).await
     }
 
     async fn delete(&self, request: v1::DeleteGenerationRequest) -> Result<v1::Generation, Failed> {
@@ -74,26 +105,31 @@ impl GenerationService {
         }
     }
 
-    /// Sets or takes off protection: a new revision of the manifest first, then what is visible.
     async fn protect(&self, request: v1::ProtectGenerationRequest) -> Result<v1::Generation, Failed> {
-        let _marking = self.0.marking.lock().await;
-        let Entry { mut generation, revision } = self.0.generation(request.volume, request.selector).await?;
-        if generation.protected == request.protected {
-            return Ok(generation);
-        }
-        generation.protected = request.protected;
-        let revision = next_revision(revision, self.0.now_ms());
-        let (manifest, record) = Manifest::new(&generation, revision).record();
-        self.0.store.put(vec![record]).await?;
-        if !self.0.catalogue.set_protected(&generation, revision, manifest).await? {
+        let Entry { generation, .. } = self.0.generation(request.volume, request.selector).await?;
+        let protected = request.protected;
+        let found = retention::protect(&self.0, key_of(&generation)?, protected, self.0.now_ms()).await?;
+        found.ok_or_else(|| {
             let shown = format!("{}:{}", generation.volume_name, generation.number);
-            return Err(Failed::new(
-                FailureKind::Busy,
-                format!("{shown} was changed while it was protected"),
-            ));
-        }
-        Ok(generation)
+            Failed::new(FailureKind::NotFound, format!("{shown} was deleted by somebody else"))
+        })
     }
+}
+
+/// Where a page begins: number and name of the last generation of the page before.
+fn position_of(token: &str) -> Result<Position, Failed> {
+    if token.is_empty() {
+        return Ok(Position::default());
+    }
+    let parsed = token.split_once(' ').and_then(|(number, name)| Some((number.parse().ok()?, name)));
+    let (number, volume_name) = parsed
+        .filter(|(number, _)| i64::try_from(*number).is_ok())
+        .ok_or_else(|| Failed::new(FailureKind::Usage, "the page token is none that this server gave"))?;
+    Ok(Position { volume_name: volume_name.to_owned(), number })
+}
+
+fn token_of(last: &Deleted) -> String {
+    format!("{} {}", last.entry.generation.number, last.entry.generation.volume_name)
 }
 
 fn key_of(generation: &v1::Generation) -> Result<GenerationKey, Failed> {
@@ -104,6 +140,9 @@ fn key_of(generation: &v1::Generation) -> Result<GenerationKey, Failed> {
 
 #[tonic::async_trait]
 impl v1::repository_server::Repository for GenerationService {
+    type CollectStream = Pin<Box<dyn Stream<Item = Result<v1::CollectEvent, Status>> + Send>>;
+    type PruneStream = Pin<Box<dyn Stream<Item = Result<v1::PruneEvent, Status>> + Send>>;
+    type GetDamageStream = Pin<Box<dyn Stream<Item = Result<v1::DamagedRange, Status>> + Send>>;
     type VerifyStream = Pin<Box<dyn Stream<Item = Result<v1::VerifyEvent, Status>> + Send>>;
 
     async fn info(&self, _: Request<v1::InfoRequest>) -> Result<Response<v1::InfoResponse>, Status> {
@@ -131,7 +170,7 @@ impl v1::repository_server::Repository for GenerationService {
         &self,
         request: Request<v1::ListGenerationsRequest>,
     ) -> Result<Response<v1::ListGenerationsResponse>, Status> {
-        Ok(Response::new(self.list(request.into_inner().volume).await?))
+        Ok(Response::new(self.list(request.into_inner()).await?))
     }
 
     async fn get_generation(
@@ -156,6 +195,19 @@ impl v1::repository_server::Repository for GenerationService {
         Ok(Response::new(self.protect(request.into_inner()).await?))
     }
 
+    async fn undelete_generation(
+        &self,
+        request: Request<v1::UndeleteGenerationRequest>,
+    ) -> Result<Response<v1::Generation>, Status> {
+        Ok(Response::new(self.undelete(request.into_inner()).await?))
+    }
+
+    async fn prune(&self, request: Request<v1::PruneRequest>) -> Result<Response<Self::PruneStream>, Status> {
+        let prune = Prune::of(&self.0, request.into_inner(), self.0.now_ms(), TimeZone::system()).await?;
+        let events = prune::start(Arc::clone(&self.0), prune);
+        Ok(Response::new(Box::pin(ReceiverStream::new(events))))
+    }
+
     async fn verify(
         &self,
         request: Request<v1::VerifyRequest>,
@@ -163,5 +215,40 @@ impl v1::repository_server::Repository for GenerationService {
         let plan = verify::Plan::of(&self.0, request.into_inner()).await?;
         let events = verify::start(Arc::clone(&self.0), plan);
         Ok(Response::new(Box::pin(ReceiverStream::new(events))))
+    }
+
+    async fn collect(
+        &self,
+        request: Request<v1::CollectRequest>,
+    ) -> Result<Response<Self::CollectStream>, Status> {
+        let options = collect::Options::of(&request.into_inner())?;
+        let events = collect::start(Arc::clone(&self.0), options);
+        Ok(Response::new(Box::pin(ReceiverStream::new(events))))
+    }
+
+    async fn backup_catalogue(
+        &self,
+        request: Request<v1::BackupCatalogueRequest>,
+    ) -> Result<Response<v1::BackupCatalogueResponse>, Status> {
+        let keep = match request.into_inner().keep {
+            0 => Repository::CATALOGUE_BACKUPS,
+            keep => usize::try_from(keep).unwrap_or(usize::MAX),
+        };
+        let CatalogueBackup { path, bytes, removed } =
+            self.0.back_up_catalogue(keep).await.map_err(Failed::from)?;
+        let path = path.display().to_string();
+        Ok(Response::new(v1::BackupCatalogueResponse { path, bytes, removed }))
+    }
+
+    async fn get_damage(
+        &self,
+        request: Request<v1::GetDamageRequest>,
+    ) -> Result<Response<Self::GetDamageStream>, Status> {
+        let v1::GetDamageRequest { volume, selector } = request.into_inner();
+        let entrance = self.0.pins.enter().await;
+        let generation = self.0.generation(volume, selector).await?.generation;
+        let pin = entrance.pin(tree_of(&generation)?);
+        let ranges = verify::known(Arc::clone(&self.0), generation, pin);
+        Ok(Response::new(Box::pin(ReceiverStream::new(ranges))))
     }
 }

@@ -74,6 +74,22 @@ pub enum StoreError {
         /// Bytes that are there.
         found: u64,
     },
+    /// A pack is not as long as it was when it was sealed.
+    #[error("pack {pack:08x} has {found} bytes, where it was sealed with {expected}")]
+    PackLength {
+        /// Number of the pack.
+        pack: u32,
+        /// Bytes when it was sealed.
+        expected: u64,
+        /// Bytes now.
+        found: u64,
+    },
+    /// Only the header of the pack is damaged; its records can be read.
+    #[error("the header of pack {pack:08x} is not valid")]
+    PackHeader {
+        /// Number of the pack.
+        pack: u32,
+    },
     /// The file of one pack holds another pack.
     #[error("the file of pack {pack:08x} holds pack {found:08x} of repository {repository}")]
     WrongPack {
@@ -155,6 +171,8 @@ impl StoreError {
             Self::Damaged { .. }
                 | Self::PackMissing { .. }
                 | Self::PackTruncated { .. }
+                | Self::PackLength { .. }
+                | Self::PackHeader { .. }
                 | Self::WrongPack { .. }
                 | Self::OversizedPack { .. }
         )

@@ -6,25 +6,29 @@
 //! there has its entries there too, and a pack whose mark is missing or says 'not sealed' is read again
 //! at the next open.
 
+mod entries;
+
 use std::{
+    collections::HashSet,
     fs,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::Arc,
 };
 
-use fjall::{Database, Keyspace, KeyspaceCreateOptions};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use parking_lot::RwLock;
 use uuid::Uuid;
 
+#[cfg(test)]
+pub(super) use entries::Count;
+pub(crate) use entries::Location;
+pub(super) use entries::{Mark, PackState, mark_key, owner_value};
+
 use super::{
     error::StoreError,
-    format::{
-        INDEX_MARK_KEY_LEN, INDEX_MARK_LEN, INDEX_MARK_PREFIX, INDEX_OWNER_KEY, INDEX_VALUE_LEN,
-        INDEX_VERSION, Put, Take, record_len,
-    },
+    format::{INDEX_MARK_KEY_LEN, INDEX_MARK_PREFIX, INDEX_OWNER_KEY},
     layout::PackEntry,
-    record::{Kind, lengths_allowed},
 };
 
 /// Memory of the embedded store: blocks read, and entries not yet in a table (up to five such tables
@@ -36,148 +40,6 @@ const OPEN_TABLES: usize = 128;
 const KEYSPACE: &str = "chunks";
 /// What must fit before a store that gave up on a full disk is opened again.
 const PROBE_BYTES: usize = 4 * 1024 * 1024;
-
-/// Where a record lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Location {
-    /// Number of the pack.
-    pub(crate) pack: u32,
-    /// Of the record's header in the pack, in bytes.
-    pub(crate) offset: u32,
-    /// Place among the records of the pack, in the order of their offsets, from 0.
-    pub(crate) ordinal: u32,
-    /// Stored length in bytes.
-    pub(crate) stored_len: u32,
-    /// Plain length in bytes.
-    pub(crate) plain_len: u32,
-    /// What the record holds.
-    pub(crate) kind: Kind,
-}
-
-impl Location {
-    pub(super) fn of(pack: u32, ordinal: u32, entry: &PackEntry) -> Self {
-        Self {
-            pack,
-            offset: entry.offset,
-            ordinal,
-            stored_len: entry.stored_len,
-            plain_len: entry.plain_len,
-            kind: entry.kind,
-        }
-    }
-
-    /// First byte after the record.
-    pub(crate) fn end(&self) -> u64 {
-        u64::from(self.offset) + record_len(self.stored_len)
-    }
-
-    pub(super) fn encode(&self) -> [u8; INDEX_VALUE_LEN] {
-        let mut out = [0; INDEX_VALUE_LEN];
-        Put(&mut out)
-            .bytes(&[self.kind.code()])
-            .bytes(&self.pack.to_le_bytes())
-            .bytes(&self.offset.to_le_bytes())
-            .bytes(&self.ordinal.to_le_bytes())
-            .bytes(&self.stored_len.to_le_bytes())
-            .bytes(&self.plain_len.to_le_bytes());
-        out
-    }
-
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
-        let mut take = Take(<&[u8; INDEX_VALUE_LEN]>::try_from(bytes).ok()?);
-        let kind = Kind::from_code(take.u8())?;
-        let location = Self {
-            pack: take.u32(),
-            offset: take.u32(),
-            ordinal: take.u32(),
-            stored_len: take.u32(),
-            plain_len: take.u32(),
-            kind,
-        };
-        lengths_allowed(location.plain_len, location.stored_len).then_some(location)
-    }
-}
-
-/// Records of one kind.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Count {
-    pub(super) records: u32,
-    pub(super) plain_bytes: u64,
-    pub(super) stored_bytes: u64,
-}
-
-/// What the index knows of a pack: up to where it is covered, and sums for the statistics.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Mark {
-    pub(super) sealed: bool,
-    /// Sealed: length of the file. Else: end of the last record in the index.
-    pub(super) len: u64,
-    /// By kind, in the order of [`Kind::ALL`].
-    pub(super) counts: [Count; 4],
-}
-
-impl Mark {
-    pub(super) fn new(sealed: bool, len: u64, entries: &[PackEntry]) -> Self {
-        let mut mark = Self { sealed, len, ..Self::default() };
-        entries.iter().for_each(|entry| mark.add(entry));
-        mark
-    }
-
-    /// Counts one more record.
-    pub(super) fn add(&mut self, entry: &PackEntry) {
-        for (kind, count) in Kind::ALL.into_iter().zip(&mut self.counts) {
-            if kind == entry.kind {
-                count.records += 1;
-                count.plain_bytes += u64::from(entry.plain_len);
-                count.stored_bytes += u64::from(entry.stored_len);
-            }
-        }
-    }
-
-    pub(super) fn count(&self, wanted: Kind) -> Count {
-        let found = Kind::ALL.into_iter().zip(self.counts).find(|(kind, _)| *kind == wanted);
-        found.map(|(_, count)| count).unwrap_or_default()
-    }
-
-    pub(super) fn encode(&self) -> [u8; INDEX_MARK_LEN] {
-        let mut out = [0; INDEX_MARK_LEN];
-        let mut put = Put(&mut out);
-        put.bytes(&[u8::from(self.sealed)]).bytes(&self.len.to_le_bytes());
-        for count in &self.counts {
-            put.bytes(&count.records.to_le_bytes())
-                .bytes(&count.plain_bytes.to_le_bytes())
-                .bytes(&count.stored_bytes.to_le_bytes());
-        }
-        out
-    }
-
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
-        let mut take = Take(<&[u8; INDEX_MARK_LEN]>::try_from(bytes).ok()?);
-        let sealed = match take.u8() {
-            0 => false,
-            1 => true,
-            _ => return None,
-        };
-        let len = take.u64();
-        let mut counts = [Count::default(); 4];
-        for count in &mut counts {
-            *count = Count { records: take.u32(), plain_bytes: take.u64(), stored_bytes: take.u64() };
-        }
-        Some(Self { sealed, len, counts })
-    }
-}
-
-pub(super) fn mark_key(pack: u32) -> [u8; INDEX_MARK_KEY_LEN] {
-    let mut key = [0; INDEX_MARK_KEY_LEN];
-    Put(&mut key).bytes(&INDEX_MARK_PREFIX).bytes(&pack.to_be_bytes());
-    key
-}
-
-pub(super) fn owner_value(repository: Uuid) -> [u8; 17] {
-    let mut value = [0; 17];
-    Put(&mut value).bytes(&[INDEX_VERSION]).bytes(repository.as_bytes());
-    value
-}
 
 #[derive(Clone)]
 struct Handle {
@@ -298,7 +160,7 @@ impl Index {
     }
 
     /// Makes the next open build the index anew.
-    fn condemn(&self) {
+    pub(super) fn condemn(&self) {
         tracing::error!(path = %self.path.display(), "the chunk index is damaged; it is rebuilt at the next start");
         if let Err(error) = fs::write(&self.rebuild_mark, b"") {
             tracing::error!(%error, path = %self.rebuild_mark.display(), "the rebuild mark could not be written");
@@ -338,18 +200,57 @@ impl Index {
         entries: &[PackEntry],
         mark: &Mark,
     ) -> Result<(), StoreError> {
-        let handle = self.handle()?;
-        let write = || {
+        self.cover_all_but(pack, first, entries, mark, &HashSet::new())
+    }
+
+    /// The same without the records at some offsets.
+    pub(super) fn cover_all_but(
+        &self,
+        pack: u32,
+        first: usize,
+        entries: &[PackEntry],
+        mark: &Mark,
+        left_out: &HashSet<u32>,
+    ) -> Result<(), StoreError> {
+        self.write(|handle| {
             let mut batch = handle.database.batch();
-            for (ordinal, entry) in (u32::try_from(first).unwrap_or(u32::MAX)..).zip(entries) {
+            let entries = (u32::try_from(first).unwrap_or(u32::MAX)..).zip(entries);
+            for (ordinal, entry) in entries.filter(|(_, entry)| !left_out.contains(&entry.offset)) {
                 batch.insert(&handle.entries, entry.id, Location::of(pack, ordinal, entry).encode());
             }
             batch.insert(&handle.entries, mark_key(pack), mark.encode());
             batch.commit()
-        };
-        catch_unwind(AssertUnwindSafe(write))
+        })
+    }
+
+    fn write(&self, run: impl FnOnce(&Handle) -> fjall::Result<()>) -> Result<(), StoreError> {
+        let handle = self.handle()?;
+        catch_unwind(AssertUnwindSafe(|| run(&handle)))
             .unwrap_or(Err(fjall::Error::Poisoned))
             .map_err(|source| self.failed("writing the chunk index", source))
+    }
+
+    /// Takes out the entries of `ids`, all of which point into `pack`, and marks the pack as retired, in one
+    /// step. It is durable only after [`persist`](Self::persist).
+    pub(super) fn retire(&self, pack: u32, ids: &[[u8; 32]]) -> Result<(), StoreError> {
+        self.write(|handle| {
+            let mut batch = handle.database.batch();
+            for id in ids {
+                batch.remove(&handle.entries, *id);
+            }
+            batch.insert(&handle.entries, mark_key(pack), Mark::new(PackState::Retired, 0, &[]).encode());
+            batch.commit()
+        })
+    }
+
+    /// Forgets a pack that is gone.
+    pub(super) fn remove_mark(&self, pack: u32) -> Result<(), StoreError> {
+        self.write(|handle| handle.entries.remove(mark_key(pack)))
+    }
+
+    /// Makes everything that was written durable.
+    pub(super) fn persist(&self) -> Result<(), StoreError> {
+        self.write(|handle| handle.database.persist(PersistMode::SyncAll))
     }
 
     /// Shows the marks of all packs to `visit`, in ascending order of their numbers.
@@ -363,6 +264,23 @@ impl Index {
                 let number = key.last_chunk::<4>().map(|number| u32::from_be_bytes(*number));
                 let (Some(number), Some(mark)) = (number, Mark::decode(&value)) else { return Ok(false) };
                 visit(number, mark);
+            }
+            Ok(true)
+        })?;
+        if all_valid { Ok(()) } else { Err(self.invalid_entry()) }
+    }
+
+    /// Shows all records to `visit`, in the order of their ids.
+    pub(super) fn for_each_record(
+        &self,
+        mut visit: impl FnMut([u8; 32], Location),
+    ) -> Result<(), StoreError> {
+        let all_valid = self.read(|entries| {
+            for guard in entries.iter() {
+                let (key, value) = guard.into_inner()?;
+                let Ok(id) = <[u8; 32]>::try_from(&*key) else { continue };
+                let Some(location) = Location::decode(&value) else { return Ok(false) };
+                visit(id, location);
             }
             Ok(true)
         })?;

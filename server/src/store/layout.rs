@@ -214,7 +214,7 @@ pub(super) fn decode_index(bytes: &[u8], footer: &Footer) -> Result<Vec<PackEntr
 }
 
 /// Puts the CRC-32C of all before them into the last four bytes.
-fn seal_crc(bytes: &mut [u8]) {
+pub(super) fn seal_crc(bytes: &mut [u8]) {
     if let Some((body, crc)) = bytes.split_last_chunk_mut::<4>() {
         *crc = crc32c::crc32c(body).to_le_bytes();
     }

@@ -22,8 +22,8 @@ pub(crate) struct PackFile {
 
 /// A place for packs.
 ///
-/// Contract: a name is durable when `create` returns, content is durable when `sync` returns; nothing
-/// else is. After an error of `append` the file may have become longer by any part of it; after an
+/// Contract: a name is durable when `create` returns, its end when `remove` does, content when `sync` does;
+/// nothing else is. After an error of `append` the file may have become longer by any part of it; after an
 /// error of `sync` nothing is known about anything appended since the last one that succeeded.
 pub(crate) trait Medium: Send + Sync + 'static {
     /// For messages.
@@ -36,8 +36,9 @@ pub(crate) trait Medium: Send + Sync + 'static {
     fn open_write(&self, number: u32) -> io::Result<Box<dyn PackWrite>>;
     /// Opens a pack to read.
     fn open_read(&self, number: u32) -> io::Result<Box<dyn PackRead>>;
-    /// Removes a pack in which nothing was ever stored.
-    fn remove_empty(&self, number: u32) -> io::Result<()>;
+    /// Removes a pack; one that is not there is removed already. Who has it open can still read it. After an error
+    /// it may be there or not, and may come back.
+    fn remove(&self, number: u32) -> io::Result<()>;
     /// Bytes that may be appended before the reserve is touched.
     fn available_bytes(&self) -> io::Result<u64>;
 }
@@ -58,6 +59,8 @@ pub(crate) trait PackRead: Send + Sync {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
     /// Length now, in bytes.
     fn len(&self) -> io::Result<u64>;
+    /// A hint that these bytes will be read soon.
+    fn will_read(&self, _offset: u64, _len: u64) {}
 }
 
 /// Packs as files in a directory.
@@ -125,8 +128,16 @@ impl Medium for DirectoryMedium {
         Ok(Box::new(File::open(self.root.join(pack_path(number)))?))
     }
 
-    fn remove_empty(&self, number: u32) -> io::Result<()> {
-        fs::remove_file(self.root.join(pack_path(number)))
+    fn remove(&self, number: u32) -> io::Result<()> {
+        let path = self.root.join(pack_path(number));
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            // Synced also if it was gone: whoever removed it may have died before this.
+            _ => match sync_dir(path.parent().unwrap_or(&self.root)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                synced => synced,
+            },
+        }
     }
 
     fn available_bytes(&self) -> io::Result<u64> {
@@ -166,5 +177,11 @@ impl PackRead for File {
 
     fn len(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
+    }
+
+    fn will_read(&self, offset: u64, len: u64) {
+        // Only a hint: reading works without.
+        let _ =
+            rustix::fs::fadvise(self, offset, std::num::NonZeroU64::new(len), rustix::fs::Advice::WillNeed);
     }
 }

@@ -70,6 +70,16 @@ impl Pack {
         Ok(pack)
     }
 
+    /// The pack's number.
+    pub(super) fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Tells the operating system that these bytes will be read soon.
+    pub(super) fn will_read(&self, offset: u64, len: u64) {
+        self.file.will_read(offset, len);
+    }
+
     /// Whether the header is whole.
     pub(super) fn header_valid(&self) -> bool {
         self.header_valid
@@ -111,6 +121,16 @@ impl Pack {
         id: &[u8; 32],
         bytes: &Bytes,
     ) -> Result<StoredRecord, StoreError> {
+        let (header, stored) = self.parse_raw(location, id, bytes)?;
+        Ok(header.with_stored(stored))
+    }
+
+    fn parse_raw(
+        &self,
+        location: &Location,
+        id: &[u8; 32],
+        bytes: &Bytes,
+    ) -> Result<(RecordHeader, Bytes), StoreError> {
         let offset = u64::from(location.offset);
         let header = RecordHeader::decode(bytes, self.place(offset))
             .ok_or_else(|| self.damaged(offset, DamageReason::RecordHeader))?;
@@ -126,14 +146,32 @@ impl Pack {
         if !header.matches(&stored) {
             return Err(self.damaged(offset, DamageReason::StoredBytes));
         }
-        Ok(header.with_stored(stored))
+        Ok((header, stored))
     }
 
     /// Reads one record.
     pub(super) fn read_record(&self, location: &Location, id: &[u8; 32]) -> Result<StoredRecord, StoreError> {
+        let (header, stored) = self.read_raw(location, id)?;
+        Ok(header.with_stored(stored))
+    }
+
+    /// Reads one record with its whole header.
+    pub(super) fn read_raw(
+        &self,
+        location: &Location,
+        id: &[u8; 32],
+    ) -> Result<(RecordHeader, Bytes), StoreError> {
         let mut bytes = vec![0; RECORD_HEADER_LEN + location.stored_len as usize];
         self.read_exact(&mut bytes, location.offset.into())?;
-        self.parse_record(location, id, &bytes.into())
+        self.parse_raw(location, id, &bytes.into())
+    }
+
+    /// The records of a pack that is not being written, by its own index, else by looking for them.
+    pub(super) fn entries(&self) -> Result<Vec<PackEntry>, StoreError> {
+        match self.sealed_entries() {
+            Err(StoreError::Damaged { .. }) => Ok(self.scan(self.len()?)?.entries),
+            entries => entries,
+        }
     }
 
     /// The records by the pack's own index. `Err(Damaged)` also where the pack was never sealed.

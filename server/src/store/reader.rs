@@ -19,6 +19,9 @@ const MAX_GAP: u64 = 32 * 1024;
 /// and as long as they are no longer than this together.
 const MAX_RUN: u64 = 4 * 1024 * 1024;
 
+/// A record is looked for in so many places at most: it moves once a collection.
+const MAX_MOVES: usize = 4;
+
 type Read = Option<Result<StoredRecord, StoreError>>;
 /// A pack, and what is left of its records: where each is, and its id.
 type Entries = (Arc<Pack>, std::vec::IntoIter<(Location, [u8; 32])>);
@@ -30,10 +33,47 @@ struct Wanted {
 }
 
 /// Reads the records of `ids`, in the order in which they lie on disk.
+///
+/// Between the look in the index and the reading a pack may be retired, its records moved. What was to be read from
+/// a pack that is missing is looked up again, and read if it is elsewhere now.
 pub(super) fn read_many(shared: &Shared, ids: &[[u8; 32]]) -> Result<Vec<Read>, StoreError> {
-    let located = shared.index.locate(ids)?;
+    let mut located = shared.index.locate(ids)?;
+    let mut results = read_located(shared, ids, &located)?;
+    for _ in 0..MAX_MOVES {
+        let missing = results.iter().enumerate().filter_map(|(place, read)| {
+            matches!(read, Some(Err(StoreError::PackMissing { .. }))).then_some((place, *ids.get(place)?))
+        });
+        let (places, missing): (Vec<usize>, Vec<[u8; 32]>) = missing.unzip();
+        if missing.is_empty() {
+            break;
+        }
+        let mut moved = Vec::new();
+        for ((place, id), now) in places.into_iter().zip(&missing).zip(shared.index.locate(&missing)?) {
+            if let Some(before) = located.get_mut(place)
+                && std::mem::replace(before, now) != now
+            {
+                moved.push((place, *id, now));
+            }
+        }
+        let ids: Vec<[u8; 32]> = moved.iter().map(|(_, id, _)| *id).collect();
+        let now: Vec<Option<Location>> = moved.iter().map(|(_, _, now)| *now).collect();
+        for ((place, ..), read) in moved.into_iter().zip(read_located(shared, &ids, &now)?) {
+            if let Some(result) = results.get_mut(place) {
+                *result = read;
+            }
+        }
+    }
+    Ok(results)
+}
+
+/// Reads the records of `ids` from where they were found.
+fn read_located(
+    shared: &Shared,
+    ids: &[[u8; 32]],
+    located: &[Option<Location>],
+) -> Result<Vec<Read>, StoreError> {
     let mut wanted: Vec<Wanted> = located
-        .into_iter()
+        .iter()
         .enumerate()
         .filter_map(|(place, found)| found.map(|location| Wanted { location, place }))
         .collect();
@@ -46,6 +86,7 @@ pub(super) fn read_many(shared: &Shared, ids: &[[u8; 32]]) -> Result<Vec<Read>, 
         for span in spans(run) {
             let group = run.get(span).unwrap_or_default();
             for (wanted, read) in group.iter().zip(read_group(&pack, group, ids)) {
+                let read = again(shared, &pack, wanted, ids, read);
                 if let Some(result) = results.get_mut(wanted.place) {
                     *result = Some(read);
                 }
@@ -112,6 +153,21 @@ fn read_group(
         .collect()
 }
 
+/// Reads a damaged record once more; one that is damaged then too is put into quarantine.
+fn again(
+    shared: &Shared,
+    pack: &Result<Arc<Pack>, StoreError>,
+    wanted: &Wanted,
+    ids: &[[u8; 32]],
+    read: Result<StoredRecord, StoreError>,
+) -> Result<StoredRecord, StoreError> {
+    let (Ok(pack), Err(error), Some(id)) = (pack, &read, ids.get(wanted.place)) else { return read };
+    if !error.is_damage() {
+        return read;
+    }
+    pack.read_record(&wanted.location, id).inspect_err(|error| shared.stumbled(&wanted.location, id, error))
+}
+
 /// End of a record without its padding.
 fn content_end(location: &Location) -> u64 {
     u64::from(location.offset) + RECORD_HEADER_LEN as u64 + u64::from(location.stored_len)
@@ -141,7 +197,10 @@ impl Records {
         if mark.count(self.kind).records == 0 {
             return Ok(None);
         }
-        let pack = self.shared.pack(number)?;
+        let pack = match self.shared.pack(number) {
+            Err(StoreError::PackMissing { .. }) if !self.shared.is_known(number) => return Ok(None),
+            pack => pack?,
+        };
         let entries: Vec<PackEntry> = match pack.sealed_entries() {
             Ok(entries) => entries,
             // The pack being written, or one whose end is lost.

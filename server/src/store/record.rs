@@ -129,9 +129,14 @@ impl RecordHeader {
             .bytes(&self.key_id)
             .bytes(&self.id)
             .bytes(&self.stored_hash);
-        let (body, crc) = out.split_at_mut(RECORD_HEADER_LEN - 4);
-        crc.copy_from_slice(&header_crc(place, body).to_le_bytes());
+        Self::seal(&mut out, place);
         out
+    }
+
+    /// Writes the checksum that makes a header valid at `place`.
+    pub(super) fn seal(bytes: &mut [u8; RECORD_HEADER_LEN], place: Place) {
+        let (body, crc) = bytes.split_at_mut(RECORD_HEADER_LEN - 4);
+        crc.copy_from_slice(&header_crc(place, body).to_le_bytes());
     }
 
     /// Reads the header at `place`; `None` for anything that is no valid header there.

@@ -13,11 +13,13 @@ use quick_cache::sync::Cache;
 use uuid::Uuid;
 
 use super::{
-    error::{Problem, StoreError},
+    error::{DamageReason, Problem, StoreError},
     index::{Index, Location, Mark},
     medium::Medium,
     pack::Pack,
+    quarantine::{DamagedRecord, Quarantine, RecordPlace},
     record::Kind,
+    touched::Touched,
 };
 use crate::environment::Clock;
 
@@ -54,32 +56,47 @@ pub(super) struct Shared {
     pub(super) medium: Arc<dyn Medium>,
     pub(super) clock: Clock,
     pub(super) index: Index,
+    pub(super) quarantine: Quarantine,
     packs: Cache<u32, Arc<Pack>>,
-    /// Packs of which only so many bytes can be read: 0 where none can.
-    withdrawn: RwLock<HashMap<u32, u64>>,
+    /// The packs that are there, and how many bytes of each can be read. An entry of the index that points into another one
+    /// counts for nothing.
+    known: RwLock<HashMap<u32, u64>>,
+    /// A pack is missing, or less than a whole one.
     any_withdrawn: AtomicBool,
+    pub(super) touched: Arc<Touched>,
     problems: Mutex<Vec<Problem>>,
     stats: Mutex<StoreStats>,
+    /// Why the last batch could not be stored, until one can.
+    pub(super) write_failure: Mutex<Option<StoreError>>,
 }
 
 impl Shared {
-    pub(super) fn new(repository: Uuid, medium: Arc<dyn Medium>, index: Index, clock: Clock) -> Self {
+    pub(super) fn new(
+        repository: Uuid,
+        medium: Arc<dyn Medium>,
+        index: Index,
+        quarantine: Quarantine,
+        clock: Clock,
+    ) -> Self {
         Self {
             repository,
             medium,
             clock,
             index,
+            quarantine,
             packs: Cache::new(OPEN_PACKS),
-            withdrawn: RwLock::default(),
+            known: RwLock::default(),
             any_withdrawn: AtomicBool::new(false),
+            touched: Arc::default(),
             problems: Mutex::default(),
             stats: Mutex::default(),
+            write_failure: Mutex::default(),
         }
     }
 
     /// An open pack, from the cache if it is there.
     pub(super) fn pack(&self, number: u32) -> Result<Arc<Pack>, StoreError> {
-        self.packs.get_or_insert_with(&number, || {
+        let pack = self.packs.get_or_insert_with(&number, || {
             let pack = Pack::open(&*self.medium, self.repository, number).inspect_err(|error| {
                 if error.is_damage() && self.withdraw(number, 0) {
                     self.report(Problem::Pack(error.clone()));
@@ -89,22 +106,101 @@ impl Shared {
                 self.report(Problem::PackHeader { pack: number });
             }
             Ok(Arc::new(pack))
-        })
+        })?;
+        if !self.is_known(number) {
+            // Retired just now: an open file would keep its space from being freed.
+            self.packs.remove(&number);
+        }
+        Ok(pack)
     }
 
-    /// Notes that only the first `readable` bytes of a pack can be read. False if that was known.
+    /// Notes that a pack is there, whole.
+    pub(super) fn know(&self, pack: u32) {
+        self.known.write().insert(pack, u64::MAX);
+    }
+
+    /// Notes that only the first `readable` bytes of a pack can be read. False if that was known, or if the pack is
+    /// not.
     pub(super) fn withdraw(&self, pack: u32, readable: u64) -> bool {
-        let known = self.withdrawn.write().insert(pack, readable) == Some(readable);
+        let mut known = self.known.write();
+        let news = known.get_mut(&pack).is_some_and(|before| std::mem::replace(before, readable) != readable);
+        self.any_withdrawn.fetch_or(news, Ordering::AcqRel);
+        news
+    }
+
+    /// Notes that a pack is missing that should be there.
+    pub(super) fn miss(&self) {
         self.any_withdrawn.store(true, Ordering::Release);
-        !known
+    }
+
+    /// Notes that a pack is gone.
+    pub(super) fn forget(&self, pack: u32) {
+        self.known.write().remove(&pack);
+        self.packs.remove(&pack);
+    }
+
+    pub(super) fn is_known(&self, pack: u32) -> bool {
+        self.known.read().contains_key(&pack)
+    }
+
+    /// Whether a pack is known and nothing of it is known to be lost.
+    pub(super) fn is_whole(&self, pack: u32) -> bool {
+        self.known.read().get(&pack) == Some(&u64::MAX)
+    }
+
+    /// Whether any pack is missing, cut off or another one than its name says.
+    pub(super) fn any_withdrawn(&self) -> bool {
+        self.any_withdrawn.load(Ordering::Acquire)
     }
 
     /// Whether a record can be there, as far as is known without reading it.
     pub(super) fn reachable(&self, location: &Location) -> bool {
-        if !self.any_withdrawn.load(Ordering::Acquire) {
-            return true;
+        !self.quarantine.contains(location.place())
+            && self.known.read().get(&location.pack).is_some_and(|readable| location.end() <= *readable)
+    }
+
+    /// Where the records of `ids` are, in their order, as far as they are [`reachable`](Self::reachable).
+    pub(super) fn locate(&self, ids: &[[u8; 32]]) -> Result<Vec<Option<Location>>, StoreError> {
+        let located = self.index.locate(ids)?.into_iter();
+        Ok(located.map(|found| found.filter(|location| self.reachable(location))).collect())
+    }
+
+    /// The same for somebody who relies on what is found: it stays until all claims of now have ended.
+    pub(super) fn touch(&self, ids: &[[u8; 32]]) -> Result<Vec<Option<Location>>, StoreError> {
+        let _no_retirement = self.touched.looking();
+        let located = self.locate(ids)?;
+        self.touched.insert(located.iter().flatten());
+        Ok(located)
+    }
+
+    /// Quarantines a record that was read twice and is damaged. Anything but damage at that place is none of
+    /// its business: a pack that is missing as a whole is withdrawn, and where another record lies it is the index
+    /// that is wrong.
+    pub(super) fn stumbled(&self, location: &Location, id: &[u8; 32], error: &StoreError) {
+        match error {
+            StoreError::Damaged { reason: DamageReason::OtherRecord, .. } => self.index.condemn(),
+            StoreError::Damaged { .. } | StoreError::PackTruncated { .. } => {
+                let reason = error.to_string();
+                self.quarantine(DamagedRecord {
+                    place: location.place(),
+                    id: *id,
+                    kind: location.kind,
+                    reason,
+                });
+            }
+            _ => {}
         }
-        self.withdrawn.read().get(&location.pack).is_none_or(|readable| location.end() <= *readable)
+    }
+
+    /// Adds a record to the quarantine. False if it was there.
+    pub(super) fn quarantine(&self, damaged: DamagedRecord) -> bool {
+        let RecordPlace { pack, offset } = damaged.place;
+        let (kind, reason) = (damaged.kind, damaged.reason.clone());
+        let new = self.quarantine.add(damaged);
+        if new {
+            tracing::error!(pack, offset, ?kind, reason, "a damaged record is put into quarantine");
+        }
+        new
     }
 
     /// Notes and logs a problem.

@@ -5,6 +5,8 @@ mod damage;
 mod format_document;
 mod model;
 mod puts;
+mod quarantine;
+mod sweep;
 
 use std::{path::Path, sync::Arc};
 
@@ -88,7 +90,7 @@ impl Dir {
     async fn open_on(&self, medium: &Arc<memory_medium::MemoryMedium>) -> Result<Store, StoreError> {
         let path = self.path().to_owned();
         let environment = Environment { packs: Some(medium.clone()), ..Environment::system() };
-        spawn_blocking(move || Store::open_in(&path, REPOSITORY, &environment)).await.unwrap()
+        spawn_blocking(move || Store::open_in(&path, REPOSITORY, &environment, &[])).await.unwrap()
     }
 
     fn remove_index(&self) {

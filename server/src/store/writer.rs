@@ -9,20 +9,25 @@
 //! would not tell); the next open completes it. The next put starts afresh, so it succeeds as soon as
 //! there is room again.
 
+mod sweep;
+
 use std::{collections::HashSet, io::IoSlice, sync::Arc};
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
+
+pub(super) use sweep::Leaving;
+pub(crate) use sweep::Removal;
 
 use super::{
     error::StoreError,
     format::{
         PACK_HEADER_LEN, PACK_TARGET_LEN, PACK_TARGET_RECORDS, PACK_VERSION, RECORD_ALIGN, RECORD_HEADER_LEN,
     },
-    index::{Mark, is_poisoned},
+    index::{Location, Mark, PackState, is_poisoned},
     layout::{PackEntry, PackHeader, encode_tail},
     medium::PackWrite,
-    record::{Place, RecordHeader},
+    record::{Kind, Place, RecordHeader},
     shared::Shared,
 };
 
@@ -41,6 +46,8 @@ pub struct PutOutcome {
     pub new_plain_bytes: u64,
     /// Bytes appended for them, headers included.
     pub new_stored_bytes: u64,
+    /// Plain bytes of those that took the place of damaged or lost ones.
+    pub healed_plain_bytes: u64,
 }
 
 /// A record whose bytes were hashed and whose lengths were checked.
@@ -49,12 +56,39 @@ pub(super) struct Prepared {
     pub(super) stored: Bytes,
 }
 
-type Answer = oneshot::Sender<Result<PutOutcome, StoreError>>;
+/// A record to be copied from where it lies.
+pub(super) struct Moving {
+    pub(super) from: Location,
+    pub(super) record: Prepared,
+}
+
+type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 
 /// What the writer is asked.
 pub(super) enum Request {
-    Put { records: Vec<Prepared>, answer: Answer },
-    Close { answer: oneshot::Sender<()> },
+    Put {
+        records: Vec<Prepared>,
+        answer: Answer<PutOutcome>,
+    },
+    /// Seal the current pack, and remove what was retired and could not be removed. Answered by how many packs
+    /// still could not.
+    Settle {
+        answer: Answer<usize>,
+    },
+    /// Copy records of one pack. Answered by the bytes appended.
+    Move {
+        records: Vec<Moving>,
+        answer: Answer<u64>,
+    },
+    /// Remove a pack.
+    Retire {
+        pack: u32,
+        entries: Vec<Leaving>,
+        answer: Answer<Removal>,
+    },
+    Close {
+        answer: oneshot::Sender<()>,
+    },
 }
 
 /// The pack being written.
@@ -68,6 +102,24 @@ struct OpenPack {
     /// How many of them the index has.
     indexed: usize,
     mark: Mark,
+    /// Records that are not indexed yet and lie elsewhere by the index: from where, and to where.
+    moving: Vec<(Location, Location)>,
+}
+
+/// A record to be appended, and where it lies now.
+struct Placing<'a> {
+    record: &'a Prepared,
+    from: Option<Location>,
+}
+
+impl OpenPack {
+    /// Where its records are, from number `first` on.
+    fn locations(&self, first: usize) -> impl Iterator<Item = Location> + '_ {
+        let entries = self.entries.iter().enumerate().skip(first);
+        entries.map(|(ordinal, entry)| {
+            Location::of(self.number, u32::try_from(ordinal).unwrap_or(u32::MAX), entry)
+        })
+    }
 }
 
 /// The writer of a store.
@@ -88,33 +140,51 @@ impl Writer {
             let mut batch = Vec::new();
             let mut bytes = 0;
             let mut next = Some(first);
-            let mut close = None;
+            let mut after = None;
             while let Some(request) = next.take() {
                 match request {
-                    Request::Put { records, answer } => {
+                    Request::Put { records, answer } if !only_tombstones(&records) => {
                         bytes += records.iter().map(|record| record.header.record_len()).sum::<u64>();
                         batch.push((records, answer));
                         if bytes < BATCH_LEN {
                             next = queue.try_recv().ok();
                         }
                     }
-                    Request::Close { answer } => close = Some(answer),
+                    other => after = Some(other),
                 }
             }
             self.serve(batch);
-            if let Some(answer) = close {
-                queue.close();
-                self.seal();
-                // Nobody may be waiting any more.
-                let _ = answer.send(());
-                return;
+            // Nobody may be waiting for an answer any more.
+            match after {
+                None => {}
+                // Not in a batch with what may find no room.
+                Some(Request::Put { records, answer }) => self.serve(vec![(records, answer)]),
+                Some(Request::Settle { answer }) => drop(answer.send(self.settle())),
+                Some(Request::Move { records, answer }) => drop(answer.send(self.relocate(&records))),
+                Some(Request::Retire { pack, entries, answer }) => {
+                    drop(answer.send(self.retire(pack, &entries)));
+                }
+                Some(Request::Close { answer }) => {
+                    queue.close();
+                    self.seal();
+                    let _ = answer.send(());
+                    return;
+                }
             }
         }
     }
 
-    fn serve(&mut self, batch: Vec<(Vec<Prepared>, Answer)>) {
+    fn serve(&mut self, batch: Vec<(Vec<Prepared>, Answer<PutOutcome>)>) {
         let (requests, answers): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
         let result = self.commit(&requests);
+        match &result {
+            Err(error) => *self.shared.write_failure.lock() = Some(error.clone()),
+            Ok(outcomes) if outcomes.iter().any(|outcome| outcome.new_records > 0) => {
+                *self.shared.write_failure.lock() = None;
+            }
+            // Nothing was written: nothing is known.
+            Ok(_) => {}
+        }
         for (place, answer) in answers.into_iter().enumerate() {
             let answered = match &result {
                 Ok(outcomes) => Ok(outcomes.get(place).copied().unwrap_or_default()),
@@ -128,26 +198,38 @@ impl Writer {
     /// Stores what is new in a batch, and says per request what that was.
     fn commit(&mut self, requests: &[Vec<Prepared>]) -> Result<Vec<PutOutcome>, StoreError> {
         let ids: Vec<[u8; 32]> = requests.iter().flatten().map(|record| record.header.id).collect();
+        // Nothing is taken out of the index before this has returned: that is done on this thread.
         let located = self.shared.index.locate(&ids)?;
-        let mut known =
-            located.iter().map(|found| found.is_some_and(|location| self.shared.reachable(&location)));
+        let there = located.iter().flatten().filter(|location| self.shared.reachable(location));
+        self.shared.touched.insert(there.collect::<Vec<_>>().into_iter());
+        let mut known = located.iter().copied();
+        let mut healed = Vec::new();
         let mut seen = HashSet::new();
         let mut outcomes = vec![PutOutcome::default(); requests.len()];
         let mut fresh = Vec::new();
         for (request, outcome) in requests.iter().zip(&mut outcomes) {
             for record in request {
-                if known.next() == Some(false) && seen.insert(record.header.id) {
+                let found = known.next().flatten();
+                if found.is_some_and(|location| self.shared.reachable(&location)) {
+                    continue;
+                }
+                if seen.insert(record.header.id) {
+                    if let Some(location) = found {
+                        outcome.healed_plain_bytes += u64::from(record.header.plain_len);
+                        healed.push(location.place());
+                    }
                     outcome.new_records += 1;
                     outcome.new_plain_bytes += u64::from(record.header.plain_len);
                     outcome.new_stored_bytes += record.header.record_len();
-                    fresh.push(record);
+                    fresh.push(Placing { record, from: None });
                 }
             }
         }
-        if !fresh.is_empty() {
+        if !fresh.iter().all(|placing| is_tombstone(placing.record)) {
             self.check_room(outcomes.iter().map(|outcome| outcome.new_stored_bytes).sum())?;
-            self.store(&fresh)?;
         }
+        self.store(&fresh)?;
+        healed.into_iter().for_each(|place| self.shared.quarantine.heal(place));
         Ok(outcomes)
     }
 
@@ -165,7 +247,7 @@ impl Writer {
     }
 
     /// Appends records to the current pack and to as many further ones as it takes.
-    fn store(&mut self, mut records: &[&Prepared]) -> Result<(), StoreError> {
+    fn store(&mut self, mut records: &[Placing<'_>]) -> Result<(), StoreError> {
         while !records.is_empty() {
             let pack = match self.current.take() {
                 Some(pack) => pack,
@@ -175,7 +257,12 @@ impl Writer {
             let (now, later) = records.split_at_checked(count).unwrap_or((records, &[]));
             let pack = self.append(pack, now)?;
             let pack = self.current.insert(pack);
+            let first = pack.entries.len().saturating_sub(now.len());
             cover(&self.shared, pack)?;
+            let stored = pack.locations(first);
+            // What is moved is not touched by that; who relies on it is told where it is.
+            let put = stored.zip(now).filter(|(_, placing)| placing.from.is_none());
+            self.shared.touched.insert(put.map(|(location, _)| location).collect::<Vec<_>>().iter());
             let full = pack.len >= PACK_TARGET_LEN || pack.entries.len() >= PACK_TARGET_RECORDS;
             if full || !later.is_empty() {
                 self.seal();
@@ -197,22 +284,23 @@ impl Writer {
         let mut file = self.shared.medium.create(number).map_err(failed)?;
         if let Err(source) = file.append(&mut [IoSlice::new(&header.encode())]) {
             // Removed now or at the next open: it holds nothing.
-            let _ = self.shared.medium.remove_empty(number);
+            let _ = self.shared.medium.remove(number);
             return Err(failed(source));
         }
         let len = PACK_HEADER_LEN as u64;
-        let mark = Mark::new(false, len, &[]);
+        let mark = Mark::new(PackState::Unfinished, len, &[]);
+        self.shared.know(number);
         self.shared.add_pack(len, &mark);
-        Ok(OpenPack { number, file, len, entries: Vec::new(), indexed: 0, mark })
+        Ok(OpenPack { number, file, len, entries: Vec::new(), indexed: 0, mark, moving: Vec::new() })
     }
 
     /// Appends records and syncs. On failure nothing of them stays, and the pack is kept only if its
     /// state is certain.
-    fn append(&mut self, mut pack: OpenPack, records: &[&Prepared]) -> Result<OpenPack, StoreError> {
+    fn append(&mut self, mut pack: OpenPack, records: &[Placing<'_>]) -> Result<OpenPack, StoreError> {
         let mut offset = pack.len;
         let mut headers: Vec<[u8; RECORD_HEADER_LEN]> = Vec::with_capacity(records.len());
         let mut entries = Vec::with_capacity(records.len());
-        for record in records {
+        for Placing { record, .. } in records {
             let place = Place { repository: self.shared.repository, pack: pack.number, offset };
             headers.push(record.header.encode(place));
             // A pack ends soon after its target length, far below 4 GiB.
@@ -220,7 +308,7 @@ impl Writer {
             offset += record.header.record_len();
         }
         let mut slices = Vec::with_capacity(3 * records.len());
-        for (record, header) in records.iter().zip(&headers) {
+        for (Placing { record, .. }, header) in records.iter().zip(&headers) {
             let written = RECORD_HEADER_LEN as u64 + u64::from(record.header.stored_len);
             let padding = usize::try_from(record.header.record_len() - written).unwrap_or_default();
             slices.push(IoSlice::new(header));
@@ -244,7 +332,14 @@ impl Writer {
         entries.iter().for_each(|entry| pack.mark.add(entry));
         self.shared.remove_pack(pack.len, &before);
         self.shared.add_pack(offset, &pack.mark);
+        let first = pack.entries.len();
         pack.entries.append(&mut entries);
+        let moving: Vec<_> = records
+            .iter()
+            .zip(pack.locations(first))
+            .filter_map(|(placing, to)| Some((placing.from?, to)))
+            .collect();
+        pack.moving.extend(moving);
         pack.len = offset;
         pack.mark.len = offset;
         Ok(pack)
@@ -261,24 +356,36 @@ impl Writer {
             tracing::warn!(pack = pack.number, %error, "a pack could not be sealed and is left unfinished");
             return;
         }
-        let mark = Mark { sealed: true, len: pack.len + tail.len() as u64, ..pack.mark };
+        let mark = Mark { state: PackState::Sealed, len: pack.len + tail.len() as u64, ..pack.mark };
         self.shared.remove_pack(pack.len, &pack.mark);
         self.shared.add_pack(mark.len, &mark);
         let rest = pack.entries.get(pack.indexed..).unwrap_or_default();
-        if let Err(error) = self.shared.index.cover(pack.number, pack.indexed, rest, &mark) {
-            tracing::warn!(pack = pack.number, %error, "the index does not know that a pack is sealed");
+        match self.shared.index.cover(pack.number, pack.indexed, rest, &mark) {
+            Ok(()) => self.shared.touched.moved(&std::mem::take(&mut pack.moving)),
+            Err(error) => {
+                tracing::warn!(pack = pack.number, %error, "the index does not know that a pack is sealed");
+            }
         }
     }
 }
 
+/// Deleting makes room: what says so may take the space that other puts must leave.
+fn is_tombstone(record: &Prepared) -> bool {
+    record.header.kind == Kind::Tombstone
+}
+
+fn only_tombstones(records: &[Prepared]) -> bool {
+    records.iter().all(is_tombstone)
+}
+
 /// How many of `records` go into this pack: at least one into an empty one.
-fn fitting(pack: &OpenPack, records: &[&Prepared]) -> usize {
+fn fitting(pack: &OpenPack, records: &[Placing<'_>]) -> usize {
     let room = PACK_TARGET_RECORDS.saturating_sub(pack.entries.len());
     let mut len = pack.len;
     let fitting = records
         .iter()
         .take(room)
-        .take_while(|record| {
+        .take_while(|Placing { record, .. }| {
             len += record.header.record_len();
             len <= PACK_TARGET_LEN
         })
@@ -298,6 +405,7 @@ fn cover(shared: &Shared, pack: &mut OpenPack) -> Result<(), StoreError> {
     }
     if result.is_ok() {
         pack.indexed = pack.entries.len();
+        shared.touched.moved(&std::mem::take(&mut pack.moving));
     }
     result
 }

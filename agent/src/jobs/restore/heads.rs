@@ -46,14 +46,17 @@ fn cut_back(pool: &EmbeddedPool, head: &Volume) -> Result<(), PoolError> {
     let (engine, size) = (pool.pool(), head.size_bytes);
     let zero = |at, zeros: &[u8]| engine.write(head.device, at, zeros);
     let block = engine.block_size().bytes();
-    let whole = size.next_multiple_of(block);
-    let is_mapped = || -> Result<bool, PoolError> {
-        let (first, end) = (VirtualBlock(size / block), VirtualBlock(whole / block));
-        Ok(!engine.mapped_runs(head.device, first, end, 1)?.is_empty())
-    };
-    // A block that is zero there already stays shared with who else has it.
-    if size < whole && is_mapped()? && !is_zero(pool, head, size, whole)? {
-        write_zeros(size, whole, zero)?;
+    let (cut, mut whole) = (size / block * block, size.next_multiple_of(block));
+    if size < whole {
+        let (first, end) = (VirtualBlock(cut / block), VirtualBlock(whole / block));
+        // A block that is zero behind the end already stays shared with who else has it.
+        if !engine.mapped_runs(head.device, first, end, 1)?.is_empty() && !is_zero(pool, head, size, whole)? {
+            if is_zero(pool, head, cut, size)? {
+                whole = cut;
+            } else {
+                write_zeros(size, whole, zero)?;
+            }
+        }
     }
     if !engine.table().features.ignore_discard {
         return engine.discard(head.device, whole, u64::MAX / 2);

@@ -13,26 +13,50 @@ use v1::{
     ingest_client::IngestClient, map_item::Entry, repository_client::RepositoryClient,
 };
 
-use crate::{InitOptions, Repository, routes};
+use crate::{Environment, InitOptions, Repository, routes, store::memory_medium::MemoryMedium};
 
-pub(super) const CHUNK: u64 = 4096;
+pub(crate) const CHUNK: u64 = 4096;
 
 /// A repository with chunks of 4 KiB in a directory of its own.
-pub(super) struct Place {
-    pub(super) dir: tempfile::TempDir,
-    pub(super) repository: Arc<Repository>,
+pub(crate) struct Place {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) repository: Arc<Repository>,
 }
 
 impl Place {
-    pub(super) async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let dir = tempfile::TempDir::new().unwrap();
         Repository::init(dir.path(), InitOptions { chunk_bytes: CHUNK as u32 }).await.unwrap();
         let repository = Repository::open(dir.path()).await.unwrap();
         Self { dir, repository }
     }
 
+    /// The same with packs in memory.
+    pub(crate) async fn with_packs(packs: Arc<MemoryMedium>) -> Self {
+        let dir = tempfile::TempDir::new().unwrap();
+        Repository::init(dir.path(), InitOptions { chunk_bytes: CHUNK as u32 }).await.unwrap();
+        let repository = Repository::open_in(dir.path(), Self::environment(packs)).await.unwrap();
+        Self { dir, repository }
+    }
+
+    fn environment(packs: Arc<MemoryMedium>) -> Environment {
+        let mut environment = Environment::system();
+        environment.packs = Some(packs);
+        environment
+    }
+
+    /// Everything in memory is lost but the packs that are given.
+    pub(crate) async fn reopen_with(self, packs: Arc<MemoryMedium>) -> Self {
+        let Self { dir, repository } = self;
+        let after = tempfile::TempDir::new().unwrap();
+        copy(dir.path(), after.path());
+        drop(repository);
+        let repository = Repository::open_in(after.path(), Self::environment(packs)).await.unwrap();
+        Self { dir: after, repository }
+    }
+
     /// Everything in memory is lost; what is on disk is opened again.
-    pub(super) async fn reopen(self) -> Self {
+    pub(crate) async fn reopen(self) -> Self {
         let Self { dir, repository } = self;
         // The lock goes with the process; a copy of the directory stands for the disk after a kill.
         let after = tempfile::TempDir::new().unwrap();
@@ -42,15 +66,15 @@ impl Place {
         Self { dir: after, repository }
     }
 
-    pub(super) fn routes(&self) -> Routes {
+    pub(crate) fn routes(&self) -> Routes {
         routes(Arc::clone(&self.repository))
     }
 
-    pub(super) fn generations(&self) -> RepositoryClient<Routes> {
+    pub(crate) fn generations(&self) -> RepositoryClient<Routes> {
         RepositoryClient::new(self.routes())
     }
 
-    pub(super) async fn begin(&self, begin: v1::BackupBegin) -> Result<Backup, Failed> {
+    pub(crate) async fn begin(&self, begin: v1::BackupBegin) -> Result<Backup, Failed> {
         let mut backup = Backup::open(self).await?;
         backup.ask(Asked::Begin(begin)).await;
         match backup.answer().await? {
@@ -63,7 +87,7 @@ impl Place {
     }
 
     /// One batch and a commit.
-    pub(super) async fn back_up(
+    pub(crate) async fn back_up(
         &self,
         begin: v1::BackupBegin,
         items: Vec<v1::MapItem>,
@@ -74,7 +98,7 @@ impl Place {
     }
 
     /// What a restore would write, chunk by chunk, holes as `None`.
-    pub(super) async fn restore(&self, generation: &v1::Generation) -> Result<Vec<Option<Vec<u8>>>, Failed> {
+    pub(crate) async fn restore(&self, generation: &v1::Generation) -> Result<Vec<Option<Vec<u8>>>, Failed> {
         let mut content = ContentClient::new(self.routes());
         let chunks = generation.size_bytes.div_ceil(CHUNK) as usize;
         let mut row = vec![MapEntry::from(NodeId::try_from(generation.root.as_ref()).unwrap())];
@@ -116,15 +140,16 @@ impl Place {
         Ok(restored)
     }
 
-    pub(super) async fn verify(&self, sample: f64) -> (Vec<v1::VerifyDamage>, v1::VerifySummary) {
+    pub(crate) async fn verify(&self, sample: f64) -> (Vec<v1::VerifyDamage>, v1::VerifySummary) {
         use v1::verify_event::Event;
-        let request = v1::VerifyRequest { volume: None, selector: None, sample };
+        let request = v1::VerifyRequest { sample, ..Default::default() };
         let mut events = self.generations().verify(request).await.unwrap().into_inner();
         let mut damage = Vec::new();
         loop {
             match events.message().await.unwrap().unwrap().event.unwrap() {
                 Event::Progress(progress) => assert!(progress.done_bytes <= progress.total_bytes),
                 Event::Damage(found) => damage.push(found),
+                Event::Record(_) | Event::Pack(_) => {}
                 Event::Summary(summary) => {
                     assert!(events.message().await.unwrap().is_none(), "the summary is last");
                     return (damage, summary);
@@ -148,28 +173,28 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// A backup stream, as a client holds it.
-pub(super) struct Backup {
+pub(crate) struct Backup {
     requests: mpsc::Sender<v1::BackupRequest>,
     responses: Streaming<v1::BackupResponse>,
 }
 
 impl Backup {
-    pub(super) async fn open(place: &Place) -> Result<Self, Failed> {
+    pub(crate) async fn open(place: &Place) -> Result<Self, Failed> {
         let (requests, stream) = mpsc::channel(16);
         let mut client = IngestClient::new(place.routes());
         let responses = client.backup(ReceiverStream::new(stream)).await?.into_inner();
         Ok(Self { requests, responses })
     }
 
-    pub(super) async fn ask(&self, message: Asked) {
+    pub(crate) async fn ask(&self, message: Asked) {
         self.requests.send(v1::BackupRequest { message: Some(message) }).await.unwrap();
     }
 
-    pub(super) async fn answer(&mut self) -> Result<Option<Answer>, Failed> {
+    pub(crate) async fn answer(&mut self) -> Result<Option<Answer>, Failed> {
         Ok(self.responses.message().await?.map(|response| response.message.unwrap()))
     }
 
-    pub(super) async fn batch(&mut self, items: Vec<v1::MapItem>) -> Result<v1::BackupAck, Failed> {
+    pub(crate) async fn batch(&mut self, items: Vec<v1::MapItem>) -> Result<v1::BackupAck, Failed> {
         self.ask(Asked::Batch(v1::BackupBatch { items })).await;
         match self.answer().await? {
             Some(Answer::Ack(ack)) => Ok(ack),
@@ -177,7 +202,7 @@ impl Backup {
         }
     }
 
-    pub(super) async fn missing(&mut self, ids: Vec<ChunkId>) -> Result<Vec<bool>, Failed> {
+    pub(crate) async fn missing(&mut self, ids: Vec<ChunkId>) -> Result<Vec<bool>, Failed> {
         let ids = ids.iter().map(ChunkId::to_bytes).collect();
         self.ask(Asked::Query(v1::BackupQuery { ids })).await;
         match self.answer().await? {
@@ -186,7 +211,7 @@ impl Backup {
         }
     }
 
-    pub(super) async fn commit(mut self) -> Result<v1::Generation, Failed> {
+    pub(crate) async fn commit(mut self) -> Result<v1::Generation, Failed> {
         self.ask(Asked::Commit(v1::BackupCommit {})).await;
         let generation = match self.answer().await? {
             Some(Answer::Committed(generation)) => generation,
@@ -198,7 +223,7 @@ impl Backup {
 }
 
 /// A full backup of `chunks` chunks.
-pub(super) fn full(volume: Uuid, name: &str, size_bytes: u64) -> v1::BackupBegin {
+pub(crate) fn full(volume: Uuid, name: &str, size_bytes: u64) -> v1::BackupBegin {
     v1::BackupBegin {
         volume_uuid: volume.to_string(),
         volume_name: name.into(),
@@ -209,7 +234,7 @@ pub(super) fn full(volume: Uuid, name: &str, size_bytes: u64) -> v1::BackupBegin
 }
 
 /// A backup on top of `parent`.
-pub(super) fn after(parent: &v1::Generation, size_bytes: u64) -> v1::BackupBegin {
+pub(crate) fn after(parent: &v1::Generation, size_bytes: u64) -> v1::BackupBegin {
     v1::BackupBegin {
         volume_uuid: parent.volume_uuid.clone(),
         volume_name: parent.volume_name.clone(),
@@ -221,13 +246,13 @@ pub(super) fn after(parent: &v1::Generation, size_bytes: u64) -> v1::BackupBegin
 }
 
 /// Content of a chunk: never zero, half of it compressible.
-pub(super) fn content(seed: u64, length: usize) -> Vec<u8> {
+pub(crate) fn content(seed: u64, length: usize) -> Vec<u8> {
     let mut plain = vec![0xAB; length];
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut plain[..length / 2]);
     plain
 }
 
-pub(super) fn packed(chunk: u64, plain: &[u8], codec: u32) -> v1::MapItem {
+pub(crate) fn packed(chunk: u64, plain: &[u8], codec: u32) -> v1::MapItem {
     let stored = match codec {
         CODEC_ZSTD => zstd::bulk::compress(plain, 1).unwrap(),
         _ => plain.to_vec(),
@@ -240,39 +265,39 @@ pub(super) fn packed(chunk: u64, plain: &[u8], codec: u32) -> v1::MapItem {
 }
 
 /// A new chunk; odd ones are compressed.
-pub(super) fn new(chunk: u64, seed: u64) -> v1::MapItem {
+pub(crate) fn new(chunk: u64, seed: u64) -> v1::MapItem {
     packed(chunk, &content(seed, CHUNK as usize), (chunk % 2) as u32)
 }
 
-pub(super) fn present(chunk: u64, seed: u64) -> v1::MapItem {
+pub(crate) fn present(chunk: u64, seed: u64) -> v1::MapItem {
     v1::MapItem { chunk, entry: Some(Entry::Present(id(seed).to_bytes())) }
 }
 
-pub(super) fn zero(chunk: u64, chunks: u64) -> v1::MapItem {
+pub(crate) fn zero(chunk: u64, chunks: u64) -> v1::MapItem {
     v1::MapItem { chunk, entry: Some(Entry::Zero(chunks)) }
 }
 
-pub(super) fn hole(chunk: u64, chunks: u64) -> v1::MapItem {
+pub(crate) fn hole(chunk: u64, chunks: u64) -> v1::MapItem {
     v1::MapItem { chunk, entry: Some(Entry::Hole(chunks)) }
 }
 
-pub(super) fn id(seed: u64) -> ChunkId {
+pub(crate) fn id(seed: u64) -> ChunkId {
     ChunkId::of(&content(seed, CHUNK as usize))
 }
 
 /// What [`Place::restore`] gives for a chunk of this content.
-pub(super) fn full_chunk(seed: u64) -> Option<Vec<u8>> {
+pub(crate) fn full_chunk(seed: u64) -> Option<Vec<u8>> {
     Some(content(seed, CHUNK as usize))
 }
 
-pub(super) fn named(name: &str) -> Option<v1::VolumeName> {
+pub(crate) fn named(name: &str) -> Option<v1::VolumeName> {
     Some(v1::VolumeName { name: name.into(), host: "h".into() })
 }
 
-pub(super) fn number(number: u64) -> Option<v1::GenerationSelector> {
+pub(crate) fn number(number: u64) -> Option<v1::GenerationSelector> {
     Some(v1::GenerationSelector { which: Some(v1::generation_selector::Which::Number(number)) })
 }
 
-pub(super) fn latest() -> Option<v1::GenerationSelector> {
+pub(crate) fn latest() -> Option<v1::GenerationSelector> {
     Some(v1::GenerationSelector { which: Some(v1::generation_selector::Which::Latest(true)) })
 }

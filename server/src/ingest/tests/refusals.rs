@@ -141,10 +141,11 @@ async fn senseless_questions_are_refused() {
     let mut client = place.generations();
     let get = v1::GetGenerationRequest { volume: named("p/v"), selector: None };
     assert_eq!(Failed::from(client.get_generation(get).await.unwrap_err()).exit_code(), 2);
-    let nameless = v1::ListGenerationsRequest { volume: Some(v1::VolumeName::default()) };
+    let nameless =
+        v1::ListGenerationsRequest { volume: Some(v1::VolumeName::default()), ..Default::default() };
     assert_eq!(Failed::from(client.list_generations(nameless).await.unwrap_err()).exit_code(), 2);
     for sample in [-0.1, 1.1, f64::NAN, f64::INFINITY] {
-        let verify = v1::VerifyRequest { volume: None, selector: None, sample };
+        let verify = v1::VerifyRequest { sample, ..Default::default() };
         assert_eq!(Failed::from(client.verify(verify).await.err().unwrap()).exit_code(), 2, "{sample}");
     }
     let mut content = ContentClient::new(place.routes());

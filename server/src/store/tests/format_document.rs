@@ -8,7 +8,7 @@ use crate::store::{
         INDEX_VERSION, MAX_PACK_LEN, MAX_PLAIN_LEN, MAX_STORED_GROWTH, PACK_ENTRY_LEN, PACK_HEADER_LEN,
         PACK_TARGET_LEN, PACK_TARGET_RECORDS, PACK_VERSION, RECORD_ALIGN, RECORD_HEADER_LEN,
     },
-    index::{Count, Location, Mark, mark_key, owner_value},
+    index::{Count, Location, Mark, PackState, mark_key, owner_value},
     layout::{Footer, PackEntry, PackHeader},
     record::{Kind, Place, RecordHeader},
 };
@@ -233,7 +233,8 @@ fn index_entries() {
     );
     let count =
         |n: u8| Count { records: n.into(), plain_bytes: u64::from(n) + 1, stored_bytes: u64::from(n) + 2 };
-    let mark = Mark { sealed: true, len: 99, counts: [count(10), count(20), count(30), count(40)] };
+    let mark =
+        Mark { state: PackState::Sealed, len: 99, counts: [count(10), count(20), count(30), count(40)] };
     let counted = |n: u8| {
         let count = count(n);
         [
@@ -248,7 +249,7 @@ fn index_entries() {
         INDEX_MARK_LEN,
         &mark.encode(),
         &[
-            ("sealed", vec![1]),
+            ("state", vec![1]),
             ("length", 99u64.to_le_bytes().to_vec()),
             ("chunks", counted(10)),
             ("map nodes", counted(20)),

@@ -1,0 +1,195 @@
+//! Putting another catalogue in the place of the one that is there, so that whoever opens the repository finds
+//! the old one or the new one, whole, wherever the process died.
+//!
+//! | name | what |
+//! |---|---|
+//! | `catalogue.sqlite.draft` | being made; of no value, removed at the next open |
+//! | `catalogue.sqlite.new-TIME` | complete and on stable storage: from now on this is the catalogue |
+//! | `catalogue.sqlite.old-TIME` | what it took the place of, with its `-wal` |
+//!
+//! The rename of the draft decides. All that follows is also done by whoever opens the repository next. It cannot
+//! be one rename, for the old catalogue's write-ahead log must be out of the way first: SQLite would replay it
+//! into the new file.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+pub(crate) const CATALOGUE_NAME: &str = "catalogue.sqlite";
+pub(crate) const DRAFT_NAME: &str = "catalogue.sqlite.draft";
+const NEW_PREFIX: &str = "catalogue.sqlite.new-";
+const OLD_PREFIX: &str = "catalogue.sqlite.old-";
+/// What SQLite keeps beside a file.
+const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
+
+/// One step. Steps that were done already have no effect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Step {
+    Rename { from: PathBuf, to: PathBuf },
+    Remove(PathBuf),
+    SyncDir(PathBuf),
+}
+
+impl Step {
+    fn run(&self) -> io::Result<()> {
+        let done = match self {
+            Self::Rename { from, to } => fs::rename(from, to),
+            Self::Remove(path) => fs::remove_file(path),
+            Self::SyncDir(dir) => return File::open(dir)?.sync_all(),
+        };
+        match done {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done,
+        }
+    }
+}
+
+/// Makes the closed draft, which no one has open, the catalogue. Returns where the one before is now. `time` is
+/// for the name of that file and must be new.
+pub(crate) fn swap_in(dir: &Path, time: &str) -> io::Result<PathBuf> {
+    let draft = dir.join(DRAFT_NAME);
+    let wal = dir.join(format!("{DRAFT_NAME}-wal"));
+    if wal.metadata().is_ok_and(|wal| wal.len() > 0) {
+        return Err(io::Error::other("the draft was not closed: a part of it is in its write-ahead log"));
+    }
+    File::open(&draft)?.sync_all()?;
+    for step in decision(dir, time).iter().chain(&completion(dir, time)) {
+        step.run()?;
+    }
+    Ok(dir.join(format!("{OLD_PREFIX}{time}")))
+}
+
+/// Completes a swap that was decided, and removes a draft that was not. The repository is locked.
+pub(crate) fn finish_swap(dir: &Path) -> io::Result<()> {
+    let mut decided = Vec::new();
+    let mut draft = false;
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let Some(name) = name.to_str() else { continue };
+        draft |= name == DRAFT_NAME;
+        decided.extend(name.strip_prefix(NEW_PREFIX).filter(|time| is_time(time)).map(str::to_owned));
+    }
+    // Of two the later one was made by somebody who knew of the earlier one.
+    decided.sort_unstable();
+    for time in decided {
+        tracing::warn!(dir = %dir.display(), time, "completing the replacement of the catalogue");
+        for step in completion(dir, &time) {
+            step.run()?;
+        }
+    }
+    if draft {
+        remove_draft(dir)?;
+    }
+    Ok(())
+}
+
+/// Removes what an earlier attempt left.
+pub(crate) fn remove_draft(dir: &Path) -> io::Result<()> {
+    let companions = COMPANIONS.iter().map(|companion| format!("{DRAFT_NAME}{companion}"));
+    companions.chain([DRAFT_NAME.to_owned()]).try_for_each(|name| Step::Remove(dir.join(name)).run())
+}
+
+/// `20261124T181003.123Z` and the like: never a companion of such a file.
+fn is_time(text: &str) -> bool {
+    text.ends_with('Z') && !text.contains('-')
+}
+
+fn decision(dir: &Path, time: &str) -> Vec<Step> {
+    let new = dir.join(format!("{NEW_PREFIX}{time}"));
+    vec![Step::Rename { from: dir.join(DRAFT_NAME), to: new }, Step::SyncDir(dir.into())]
+}
+
+fn completion(dir: &Path, time: &str) -> Vec<Step> {
+    let at = |name: String| dir.join(name);
+    // The log first: while the new catalogue is not in its place nobody opens what is there.
+    let mut steps: Vec<Step> = COMPANIONS
+        .iter()
+        .map(|companion| Step::Rename {
+            from: at(format!("{CATALOGUE_NAME}{companion}")),
+            to: at(format!("{OLD_PREFIX}{time}{companion}")),
+        })
+        .collect();
+    let new = at(format!("{NEW_PREFIX}{time}"));
+    steps.push(Step::SyncDir(dir.into()));
+    steps.push(Step::Rename { from: at(CATALOGUE_NAME.into()), to: at(format!("{OLD_PREFIX}{time}")) });
+    steps.push(Step::Rename { from: new, to: at(CATALOGUE_NAME.into()) });
+    steps.push(Step::SyncDir(dir.into()));
+    steps
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const TIME: &str = "20261124T181003.123Z";
+
+    fn place(names: &[&str]) -> TempDir {
+        let dir = TempDir::new().unwrap();
+        for name in names {
+            fs::write(dir.path().join(name), name).unwrap();
+        }
+        dir
+    }
+
+    fn content(dir: &TempDir) -> BTreeMap<String, String> {
+        let names = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        names
+            .map(|name| name.into_string().unwrap())
+            .map(|name| (name.clone(), fs::read_to_string(dir.path().join(name)).unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn wherever_it_stops_the_next_one_finds_the_old_or_the_new_with_nothing_of_the_other() {
+        let names = [CATALOGUE_NAME, "catalogue.sqlite-wal", "catalogue.sqlite-shm", DRAFT_NAME];
+        let steps = |dir: &Path| [decision(dir, TIME), completion(dir, TIME)].concat();
+        let all = steps(Path::new("")).len();
+        for stop in 0..=all {
+            let dir = place(&names);
+            for step in steps(dir.path()).iter().take(stop) {
+                step.run().unwrap();
+            }
+            // The next one dies as well, at every place, before the one that comes through.
+            for again in 0..all {
+                for step in completion(dir.path(), TIME).iter().take(again) {
+                    if dir.path().join(format!("{NEW_PREFIX}{TIME}")).exists() {
+                        step.run().unwrap();
+                    }
+                }
+            }
+            finish_swap(dir.path()).unwrap();
+            let found = content(&dir);
+            let here = |name: &str| found.get(name).map(String::as_str);
+            if stop == 0 {
+                assert_eq!(here(CATALOGUE_NAME), Some(CATALOGUE_NAME));
+                assert_eq!(here("catalogue.sqlite-wal"), Some("catalogue.sqlite-wal"));
+                assert_eq!(found.len(), 3, "{found:?}");
+            } else {
+                assert_eq!(here(CATALOGUE_NAME), Some(DRAFT_NAME), "{stop}");
+                assert_eq!(here(&format!("{OLD_PREFIX}{TIME}")), Some(CATALOGUE_NAME));
+                assert_eq!(here(&format!("{OLD_PREFIX}{TIME}-wal")), Some("catalogue.sqlite-wal"));
+                assert_eq!(found.len(), 4, "{found:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_missing_catalogue_is_replaced_as_well() {
+        let dir = place(&[DRAFT_NAME]);
+        swap_in(dir.path(), TIME).unwrap();
+        assert_eq!(content(&dir), BTreeMap::from([(CATALOGUE_NAME.to_owned(), DRAFT_NAME.to_owned())]));
+    }
+
+    #[test]
+    fn a_draft_that_is_still_open_is_not_taken() {
+        let dir = place(&[CATALOGUE_NAME, DRAFT_NAME, "catalogue.sqlite.draft-wal"]);
+        swap_in(dir.path(), TIME).unwrap_err();
+        assert_eq!(content(&dir).len(), 3);
+    }
+}

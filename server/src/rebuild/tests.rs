@@ -1,0 +1,5 @@
+//! Rebuilt catalogues against those that were there.
+
+mod equality;
+mod losses;
+mod world;

@@ -1,0 +1,199 @@
+//! One seed's world: rounds in which agents act while something goes wrong, and the check after each.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use futures::future::join_all;
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
+use thinbak_proto::FailureKind;
+
+use crate::{
+    agent::{Agent, Clients},
+    checker::check,
+    network::Network,
+    server::{End, Server},
+};
+
+const AGENTS: usize = 3;
+const ROUNDS: usize = 12;
+
+/// What happened, so that it can be seen that it did.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Seen {
+    backups: u64,
+    failures: u64,
+    generations: u64,
+    /// Generations that are there although their agents were never told.
+    unheard: u64,
+    connections_cut: u64,
+    commits_lost: u64,
+    operations_failed: u64,
+    powers_lost: u64,
+    kills: u64,
+}
+
+impl Seen {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.backups += other.backups;
+        self.failures += other.failures;
+        self.generations += other.generations;
+        self.unheard += other.unheard;
+        self.connections_cut += other.connections_cut;
+        self.commits_lost += other.commits_lost;
+        self.operations_failed += other.operations_failed;
+        self.powers_lost += other.powers_lost;
+        self.kills += other.kills;
+    }
+
+    /// Everything that these seeds are there for has happened.
+    pub(crate) fn assert_eventful(&self) {
+        let Self { backups, failures, generations, unheard, connections_cut, .. } = *self;
+        let happened = [backups, failures, generations, unheard, connections_cut];
+        let faults = [self.commits_lost, self.operations_failed, self.powers_lost, self.kills];
+        assert!(happened.into_iter().chain(faults).all(|count| count > 0), "{self:?}");
+    }
+}
+
+/// What goes wrong in a round.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Trouble {
+    Nothing,
+    Network(f64),
+    /// One operation of the disk, so many from now.
+    Disk(u64),
+    /// Power fails before one of the next operations.
+    Power(u64),
+    /// The disk fails for good, the server goes on for a while, then power fails.
+    Dying(u64),
+}
+
+pub(crate) struct World {
+    random: StdRng,
+    network: Arc<Network>,
+    server: Server,
+    agents: Vec<Agent>,
+    /// Whose connections nothing happens to.
+    checker: Clients,
+    seen: Seen,
+}
+
+impl World {
+    pub(crate) async fn new(seed: u64) -> Result<Self> {
+        let mut random = StdRng::seed_from_u64(seed);
+        let network = Network::new(seed, AGENTS + 1);
+        let mut server = Server::new(seed).await?;
+        server.start(&network).await?;
+        let agent =
+            |number| Agent::new(number, network.channel(number), StdRng::seed_from_u64(random.random()));
+        let agents = (0..AGENTS).map(agent).collect();
+        let checker = Clients(network.channel(AGENTS));
+        Ok(Self { random, network, server, agents, checker, seen: Seen::default() })
+    }
+
+    pub(crate) async fn run(mut self) -> Result<Seen> {
+        for round in 0..ROUNDS {
+            let trouble = self.draw_trouble();
+            self.round(trouble).await.with_context(|| format!("round {round}, {trouble:?}"))?;
+        }
+        self.restart(End::Closed).await?;
+        let (generations, unheard) = self.check().await.context("at the end")?;
+        let (connections_cut, commits_lost) = self.network.counts();
+        let backups = self.agents.iter().map(|agent| agent.backups).sum();
+        Ok(Seen { generations, unheard, connections_cut, commits_lost, backups, ..self.seen })
+    }
+
+    fn draw_trouble(&mut self) -> Trouble {
+        let random = &mut self.random;
+        // A backup takes some three to ten operations of the disk.
+        let soon = random.random_range(1..16);
+        match random.random_range(0..10) {
+            0 | 1 => Trouble::Nothing,
+            2..5 => Trouble::Network(random.random_range(0.1..0.6)),
+            5 => Trouble::Disk(soon),
+            6..9 => Trouble::Power(soon),
+            _ => Trouble::Dying(soon),
+        }
+    }
+
+    /// Some agents act at the same time.
+    async fn round(&mut self, trouble: Trouble) -> Result<()> {
+        let now = self.server.operations();
+        match trouble {
+            Trouble::Nothing => {}
+            Trouble::Network(share) => self.network.set_trouble(share),
+            Trouble::Disk(after) => self.server.fail(now + after),
+            Trouble::Power(after) => self.server.lose_power_before(now + after)?,
+            Trouble::Dying(after) => self.server.fail_from(now + after),
+        }
+        self.pass_time();
+        let mut places: Vec<usize> = (0..AGENTS).collect();
+        places.shuffle(&mut self.random);
+        places.truncate(self.random.random_range(1..=AGENTS));
+        let acting = self.agents.iter_mut().enumerate().filter(|(place, _)| places.contains(place));
+        let outcomes = join_all(acting.map(|(_, agent)| async move {
+            let first = agent.act().await;
+            // The same agent again: what it was not told, it does once more.
+            (first, agent.act().await)
+        }))
+        .await;
+        for failed in outcomes.into_iter().flat_map(|(one, other)| [one.err(), other.err()]).flatten() {
+            self.seen.failures += 1;
+            match failed.kind {
+                FailureKind::Damaged | FailureKind::Usage => bail!("{:?}: {failed}", failed.kind),
+                _ => ensure!(trouble != Trouble::Nothing, "it failed for no reason: {failed}"),
+            }
+        }
+        self.network.set_trouble(0.0);
+        self.end_of(trouble, now).await?;
+        self.check().await?;
+        Ok(())
+    }
+
+    fn pass_time(&mut self) {
+        let step = self.random.random_range(0..86_400_000);
+        let clock = &self.server.clock;
+        // Sometimes somebody sets it back.
+        match self.random.random_bool(0.1) {
+            true => clock.fetch_sub(step, Ordering::Relaxed),
+            false => clock.fetch_add(step, Ordering::Relaxed),
+        };
+    }
+
+    async fn end_of(&mut self, trouble: Trouble, before: u64) -> Result<()> {
+        let index_lost = self.random.random_bool(0.4);
+        let done = self.server.operations() - before;
+        let end = match trouble {
+            Trouble::Power(after) | Trouble::Dying(after) => {
+                self.seen.powers_lost += u64::from(done >= after);
+                Some(End::PowerLost { index_lost })
+            }
+            Trouble::Disk(after) => {
+                self.seen.operations_failed += u64::from(done >= after);
+                None
+            }
+            Trouble::Nothing | Trouble::Network(_) => None,
+        };
+        let end = end.or_else(|| match self.random.random_range(0..6) {
+            0 => Some(End::Killed),
+            1 => Some(End::Closed),
+            _ => None,
+        });
+        match end {
+            Some(end) => self.restart(end).await,
+            None => {
+                self.server.recover();
+                Ok(())
+            }
+        }
+    }
+
+    async fn restart(&mut self, end: End) -> Result<()> {
+        self.seen.kills += u64::from(end == End::Killed);
+        self.server.end(&self.network, end, &mut self.random).await?;
+        self.server.start(&self.network).await
+    }
+
+    async fn check(&mut self) -> Result<(u64, u64)> {
+        check(&self.checker, &self.agents).await
+    }
+}
