@@ -3,7 +3,7 @@
 //!
 //! `cargo bench -p thinbak-tests --bench peers`, with THINBAK_BENCH_GIB=4, THINBAK_BENCH_RUNS=3; scratch space of about five
 //! times the volume in TMPDIR. A peer is found in PATH, or where THINBAK_BENCH_RESTIC, THINBAK_BENCH_RUSTIC,
-//! THINBAK_BENCH_BORG or THINBAK_BENCH_BLK_STASH says; one that is not there is left out. Asserts nothing about speed.
+//! THINBAK_BENCH_BORG or THINBAK_BENCH_BLK_STASH says; one that is not there, or whose variable is empty, is left out. Asserts nothing about speed.
 //! That each program restores what it was given is asserted: the bench fails at its end where one does not.
 
 #[path = "peers/files.rs"]
@@ -102,7 +102,7 @@ fn contenders() -> Result<Vec<(Contender, Record)>> {
                 found.push((Contender::Peer(peer), Record::new(kind.name())));
             }
             None => say(&format!(
-                "{}: MISSING, neither `{}` in PATH nor {}: left out",
+                "{}: MISSING, no `{}` in PATH or by {}: left out",
                 kind.name(),
                 kind.program(),
                 kind.variable()
@@ -121,7 +121,8 @@ fn conditions(gib: f64, rounds: usize, scratch: &Path) -> Result<()> {
     ));
     say(
         "What is backed up was just read or written, so it is in the page cache, for all alike; `sync` before each timed \
-         command. No program is waited for beyond its end: what it leaves to be written is not counted.\n\
+         command. No program is waited for beyond its end, so what it leaves to be written is not counted, but for \
+         `restore to a file, with fsync`.\n\
          thinbak: agent and server are two processes over the loopback, every id is recomputed on arrival; CPU and peak \
          are the sum of both. It reads the volume from a pool, and the change is written into that pool; the others read \
          a file at the same path, with the new content.\n\

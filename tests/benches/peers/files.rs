@@ -1,8 +1,9 @@
 //! What the rounds do with files.
 
-use std::{fs::File, io::Read, os::unix::fs::MetadataExt as _, path::Path};
+use std::{fs::File, io::Read, os::unix::fs::MetadataExt as _, path::Path, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use thinbak_tests::Cost;
 
 /// Bytes that a folder takes on the disk, as `du` counts.
 pub(crate) fn disk_bytes(folder: &Path) -> Result<u64> {
@@ -25,6 +26,13 @@ fn counted(folder: &Path) -> Result<u64> {
 pub(crate) fn warm(path: &Path) -> Result<()> {
     std::io::copy(&mut File::open(path)?, &mut std::io::sink())?;
     Ok(())
+}
+
+/// What it takes to bring the rest of a file to the disk.
+pub(crate) fn flushed(path: &Path) -> Result<Cost> {
+    let since = Instant::now();
+    File::open(path)?.sync_all()?;
+    Ok(Cost { wall: since.elapsed(), ..Cost::default() })
 }
 
 /// Fails unless a file is what was read, byte for byte.

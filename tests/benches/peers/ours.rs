@@ -13,7 +13,7 @@ use thinbak_tests::{
 
 use super::{
     Images,
-    files::{disk_bytes, ensure_equal, warm},
+    files::{disk_bytes, ensure_equal, flushed},
     report::{Record, Step},
 };
 
@@ -56,7 +56,6 @@ impl Round {
     fn go(&self, images: &Images, record: &mut Record) -> Result<()> {
         let volume = format!("{}/volume", self.pool);
         import(&self.thinbak, &volume, &images.first)?;
-        warm(&images.second)?;
         let backup = ["--json", "backup", &volume];
         let first = self.timed(&backup)?;
         let stored = disk_bytes(&self.repository)?;
@@ -74,6 +73,7 @@ impl Round {
         let file = self.folder.join("restored");
         let to_file = self.timed(&["restore", &newest, "--to-file", &file.to_string_lossy()])?;
         record.add(Step::ToFile, to_file.cost, 0);
+        record.add(Step::OnDisk, to_file.cost + flushed(&file)?, 0);
         ensure_equal(File::open(&file)?, &images.second)?;
         std::fs::remove_file(file)?;
         self.restore_to_volume(&newest, images, record)?;

@@ -12,7 +12,7 @@ use thinbak_tests::{Cost, Timed, timed};
 
 use super::{
     Images,
-    files::{disk_bytes, ensure_equal, warm},
+    files::{disk_bytes, ensure_equal, flushed, warm},
     report::{Record, Step},
 };
 
@@ -82,6 +82,7 @@ impl Peer {
     pub(crate) fn find(kind: Kind) -> Result<Option<(Self, String)>> {
         let told = std::env::var_os(kind.variable()).map(PathBuf::from);
         let path = match told {
+            Some(path) if path.as_os_str().is_empty() => return Ok(None),
             Some(path) => {
                 ensure!(path.is_file(), "{} is {}, which is no file", kind.variable(), path.display());
                 path
@@ -120,7 +121,9 @@ impl Peer {
 
         let restored = folder.join("restored");
         std::fs::create_dir(&restored)?;
-        record.add(Step::ToFile, place.restore()?, 0);
+        let to_file = place.restore()?;
+        record.add(Step::ToFile, to_file, 0);
+        record.add(Step::OnDisk, to_file + flushed(&restored.join("volume"))?, 0);
         ensure_equal(File::open(restored.join("volume"))?, &images.second)?;
         std::fs::remove_dir_all(restored)?;
 

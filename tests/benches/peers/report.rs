@@ -12,20 +12,30 @@ pub(crate) enum Step {
     First,
     Incremental,
     ToFile,
+    /// The same, with an fsync of the file.
+    OnDisk,
     ToVolume,
     Check,
     Delete,
 }
 
 impl Step {
-    const ALL: [Self; 6] =
-        [Self::First, Self::Incremental, Self::ToFile, Self::ToVolume, Self::Check, Self::Delete];
+    const ALL: [Self; 7] = [
+        Self::First,
+        Self::Incremental,
+        Self::ToFile,
+        Self::OnDisk,
+        Self::ToVolume,
+        Self::Check,
+        Self::Delete,
+    ];
 
     fn name(self) -> &'static str {
         match self {
             Self::First => "first backup",
             Self::Incremental => "backup of 1 %",
             Self::ToFile => "restore to a file",
+            Self::OnDisk => "restore to a file, with fsync",
             Self::ToVolume => "restore to a pool's volume",
             Self::Check => "read-back check",
             Self::Delete => "deletion and collection",
@@ -116,7 +126,7 @@ impl Report {
     /// A table in Markdown, then a line for each target.
     pub(crate) fn print(&self) {
         say("Medians (least to most).\n");
-        say("| step | program | seconds | thinbak is faster | CPU s | peak MiB | repository, MiB more |");
+        say("| step | program | seconds | thinbak is faster by | CPU s | peak MiB | repository, MiB more |");
         say("|---|---|---|---|---|---|---|");
         for step in Step::ALL {
             for record in &self.records {
@@ -131,6 +141,7 @@ impl Report {
         self.stored_line();
         self.speed_line(Step::Incremental, Step::Incremental, 10.0);
         self.speed_line(Step::ToFile, Step::ToFile, 2.0);
+        self.speed_line(Step::OnDisk, Step::OnDisk, 2.0);
         self.speed_line(Step::ToVolume, Step::ToFile, 2.0);
         self.speed_line(Step::Check, Step::Check, 1.0);
         self.speed_line(Step::Delete, Step::Delete, 1.0);
