@@ -31,6 +31,28 @@ pub struct Limits {
     pub write_plain: Duration,
 }
 
+impl Limits {
+    /// A backup's work on all threads: one read, two BLAKE3 passes, one compression, one decompression, one write of the
+    /// compressed bytes.
+    #[must_use]
+    pub fn backup(&self) -> Duration {
+        let work = self.read + 2 * self.hash + self.compress + self.decompress + self.write_compressed;
+        work / threads()
+    }
+
+    /// A restore's work on all threads: one decompression, one BLAKE3 pass, one write.
+    #[must_use]
+    pub fn restore(&self) -> Duration {
+        (self.decompress + self.hash + self.write_plain) / threads()
+    }
+}
+
+/// Threads that run at the same time on this machine.
+#[must_use]
+pub fn threads() -> u32 {
+    std::thread::available_parallelism().map_or(1, |count| count.get() as u32)
+}
+
 /// Measures the limits on the content of `input`; scratch files go to `folder`.
 pub fn measure(input: &Path, folder: &Path) -> Result<Limits> {
     let mut file = File::open(input)?;

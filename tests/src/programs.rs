@@ -11,6 +11,8 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
+use crate::peak_rss_of;
+
 /// Held while a child process is between its birth and its program: until then it holds copies of this
 /// process's open files, and with them the locks of pools.
 static SPAWN: Mutex<()> = Mutex::new(());
@@ -162,9 +164,7 @@ impl Running {
     /// The most memory it has had resident so far, in bytes; `None` once it has ended.
     #[must_use]
     pub fn peak_rss(&self) -> Option<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-        line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+        peak_rss_of(self.id())
     }
 }
 
@@ -217,9 +217,7 @@ impl ServerProcess {
     /// The most memory it has had resident so far, in bytes.
     #[must_use]
     pub fn peak_rss(&self) -> Option<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-        line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+        peak_rss_of(self.id())
     }
 
     /// Ends it with SIGKILL; what it logged.
