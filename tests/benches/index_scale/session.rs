@@ -113,7 +113,9 @@ impl Client {
             let answer = session.missing().await?;
             ensure!(answer.len() == count && answer.iter().all(|one| *one == missing), "a wrong answer");
         }
-        Ok(ids.len() as f64 / since.elapsed().max(Duration::from_nanos(1)).as_secs_f64())
+        let rate = ids.len() as f64 / since.elapsed().max(Duration::from_nanos(1)).as_secs_f64();
+        session.end().await?;
+        Ok(rate)
     }
 }
 
@@ -181,9 +183,20 @@ impl Session {
     async fn commit(mut self) -> Result<Generation> {
         self.ask(Asked::Commit(BackupCommit {}))?;
         match self.answer().await? {
-            Answer::Committed(generation) => Ok(generation),
+            Answer::Committed(generation) => {
+                self.end().await?;
+                Ok(generation)
+            }
             other => bail!("a commit was answered by {other:?}"),
         }
+    }
+
+    /// Waits until the server has ended the session: until then it lets no other one of the volume begin.
+    async fn end(self) -> Result<()> {
+        drop(self.requests);
+        let mut answers = self.answers.context("no answers")?;
+        ensure!(answers.message().await?.is_none(), "an answer to nothing");
+        Ok(())
     }
 }
 
