@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::peak_rss_of;
@@ -220,12 +221,26 @@ impl ServerProcess {
         peak_rss_of(self.id())
     }
 
+    /// Ends it with SIGTERM and waits; what it logged.
+    pub fn stop(mut self) -> Result<String> {
+        let id = i32::try_from(self.id()).ok().and_then(Pid::from_raw).context("no process id")?;
+        kill_process(id, Signal::TERM)?;
+        let status = self.child.wait()?;
+        let log = self.take_log();
+        ensure!(status.success(), "the server ended with {status}: {log}");
+        Ok(log)
+    }
+
+    fn take_log(&mut self) -> String {
+        let log = std::mem::replace(&mut self.log, std::thread::spawn(String::new));
+        log.join().unwrap_or_default()
+    }
+
     /// Ends it with SIGKILL; what it logged.
     pub fn kill(mut self) -> Result<String> {
         self.child.kill()?;
         self.child.wait()?;
-        let log = std::mem::replace(&mut self.log, std::thread::spawn(String::new));
-        Ok(log.join().unwrap_or_default())
+        Ok(self.take_log())
     }
 }
 
