@@ -15,10 +15,13 @@ mod peer;
 #[path = "peers/report.rs"]
 mod report;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Result, bail};
-use thinbak_tests::{Mix, Scratch, changed_copy, load, machine, measure, setting, write_mix};
+use thinbak_tests::{Limits, Mix, Scratch, changed_copy, load, machine, measure, setting, write_mix};
 
 use self::{
     ours::Thinbak,
@@ -65,7 +68,11 @@ fn main() -> Result<()> {
     let (mut limits, mut failures) = (Vec::new(), Vec::new());
     for round in 1..=rounds {
         say(&format!("\nround {round} of {rounds}, load {}", load()?));
-        limits.push(measure(&images.first, scratch.path())?);
+        // The images just written would be part of what its fsync waits for.
+        rustix::fs::sync();
+        let limit = measure(&images.first, scratch.path())?;
+        say_limits(&limit);
+        limits.push(limit);
         // Another begins each time, so that nobody always comes after the limits.
         let turns = contenders.len();
         for turn in 0..turns {
@@ -87,6 +94,20 @@ fn main() -> Result<()> {
         bail!("{}", failures.join("\n"));
     }
     Ok(())
+}
+
+fn say_limits(limits: &Limits) {
+    let seconds = |took: Duration| format!("{:.2} s", took.as_secs_f64());
+    say(&format!(
+        "  limits on one thread: read {}, BLAKE3 {}, zstd -3 {}, zstd -d {}, write compressed with fsync {}, write plain with \
+         fsync {}",
+        seconds(limits.read),
+        seconds(limits.hash),
+        seconds(limits.compress),
+        seconds(limits.decompress),
+        seconds(limits.write_compressed),
+        seconds(limits.write_plain)
+    ));
 }
 
 /// Thinbak and the peers that are here; says which, and which are not.
