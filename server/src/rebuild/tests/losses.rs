@@ -224,7 +224,7 @@ async fn records_that_no_server_would_write_are_named_and_harm_nobody() {
     let noise = bytes::Bytes::from_static(b"\xff\xff\xff not a message");
     for (kind, id) in [(Kind::Manifest, *ManifestId::of(&noise).as_bytes()), (Kind::Tombstone, [9; 32])] {
         let (codec, plain_len) = (0, noise.len() as u32);
-        records.push(NewRecord { kind, id, codec, plain_len, stored: noise.clone() });
+        records.push(NewRecord { kind, id, codec, plain_len, stored: noise.clone(), stored_hash: None });
     }
     let expected = records.len() as u64;
     world.repository.store.put(records).await.unwrap();

@@ -7,7 +7,14 @@ use super::*;
 use crate::store::{Kind, NewRecord};
 
 fn planted(kind: Kind, id: [u8; 32], codec: u32, plain_len: u32, stored: Vec<u8>) -> NewRecord {
-    NewRecord { kind, id, codec: u8::try_from(codec).unwrap(), plain_len, stored: Bytes::from(stored) }
+    NewRecord {
+        kind,
+        id,
+        codec: u8::try_from(codec).unwrap(),
+        plain_len,
+        stored: Bytes::from(stored),
+        stored_hash: None,
+    }
 }
 
 /// A repository where one volume's only leaf names the chunk `id`, whose record is as given.
