@@ -24,7 +24,8 @@ async fn packs() -> TempDir {
     let world = World::open(world.close().await).await;
     let plain = content(3);
     let (id, plain_len) = (*ChunkId::of(&plain).as_bytes(), plain.len() as u32);
-    let chunk = NewRecord { kind: Kind::Chunk, id, codec: 0, plain_len, stored: plain.into() };
+    let chunk =
+        NewRecord { kind: Kind::Chunk, id, codec: 0, plain_len, stored: plain.into(), stored_hash: None };
     world.repository.store.put(vec![chunk]).await.unwrap();
     let world = World::open(world.close().await).await;
     world.back_up((A, "h/p/a"), (200, 3), Some(&second)).await.unwrap();
