@@ -157,7 +157,7 @@ fn a_collection_on_a_full_disk_makes_the_room_that_backups_need() -> Result<()> 
                     pool.flush()?;
                     model.bytes.fill(0);
                 }
-                ("w", _) => model.scribble(&pool, "w", if round == 0 { 200 } else { 1 })?,
+                ("w", _) => model.scribble(&pool, "w", if round == 0 { 400 } else { 1 })?,
                 _ => model.scribble(&pool, "v", 60)?,
             }
             drop(pool);
