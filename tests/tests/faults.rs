@@ -5,48 +5,14 @@ use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::TcpStream,
     path::{Path, PathBuf},
-    process::Command,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
-use thinbak_engine::EmbeddedPool;
-use thinbak_tests::{Model, Program, Scratch, ServerProcess, program, seed, spawn};
+use thinbak_tests::{Model, Mounted, OpenPool, Program, Scratch, ServerProcess, fill, program, seed};
 
 const SIZE: u64 = 48 * 1024 * 1024;
-
-/// Something mounted, unmounted when dropped.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    fn mount(options: &[&str], what: &Path, place: &Path) -> Result<Self> {
-        std::fs::create_dir_all(place)?;
-        let mut command = Command::new("mount");
-        command.args(options).args([what, place]);
-        ensure!(spawn(&mut command)?.wait()?.success(), "cannot mount: root is needed");
-        Ok(Self(place.into()))
-    }
-
-    /// A file system of `bytes` in memory.
-    fn small_disk(place: &Path, bytes: u64) -> Result<Self> {
-        Self::mount(&["-t", "tmpfs", "-o", &format!("size={bytes}")], Path::new("tmpfs"), place)
-    }
-
-    /// A folder that lies elsewhere from now on.
-    fn elsewhere(place: &Path, there: &Path) -> Result<Self> {
-        let mut command = Command::new("cp");
-        command.arg("-a").args([place, there]);
-        ensure!(spawn(&mut command)?.wait()?.success(), "cannot copy {}", place.display());
-        Self::mount(&["--bind"], there, place)
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
 
 fn get(address: &str, path: &str) -> Result<String> {
     let mut stream = TcpStream::connect(address)?;
@@ -85,7 +51,7 @@ impl Site {
     }
 
     fn scribble(&mut self, count: usize) -> Result<()> {
-        self.model.scribble(&EmbeddedPool::open(&self.pool)?, "v", count)
+        self.model.scribble(&*OpenPool::open(&self.pool)?, "v", count)
     }
 
     fn backup(&self, code: i32) -> Result<String> {
@@ -160,9 +126,7 @@ fn a_full_disk_stops_backups_only_and_room_is_all_it_takes() -> Result<()> {
     init(&scratch, &repo)?;
     let mut site = Site::new(&scratch, &repo)?;
     // All but some hundred KiB, which is less than the reserve.
-    let room = rustix::fs::statvfs(&disk)?;
-    let bytes = (room.f_bavail * room.f_frsize).saturating_sub(300 << 10);
-    std::fs::write(&ballast, vec![1; usize::try_from(bytes)?]).context("filling the disk")?;
+    fill(&disk, &ballast, 300 << 10)?;
     site.sick_then_well("no_space", "no space", |_| Ok(std::fs::remove_file(&ballast)?))
 }
 

@@ -6,11 +6,11 @@ use tempfile::TempDir;
 use thinbak_proto::ChunkId;
 use uuid::Uuid;
 
-use super::{
-    super::{Damage, Rebuilt, rebuild_catalogue},
-    world::{World, content},
+use super::super::{Damage, Rebuilt, rebuild_catalogue};
+use crate::{
+    ingest::tests::client::{CHUNK, Place, content},
+    store::{Kind, NewRecord},
 };
-use crate::store::{Kind, NewRecord};
 
 const A: Uuid = Uuid::from_u128(0xa);
 const B: Uuid = Uuid::from_u128(0xb);
@@ -18,18 +18,18 @@ const B: Uuid = Uuid::from_u128(0xb);
 /// Three generations of A, the last one with a chunk that lies alone in pack 1, and one of B. As far as packs tell,
 /// the last one may be the work of a commit that died.
 async fn packs() -> TempDir {
-    let world = World::new().await;
-    let first = world.back_up((A, "h/p/a"), (0, 1), None).await.unwrap();
-    let second = world.back_up((A, "h/p/a"), (9, 2), Some(&first)).await.unwrap();
-    let world = World::open(world.close().await).await;
-    let plain = content(3);
+    let world = Place::new().await;
+    let first = world.back_up_chunk((A, "h/p/a"), (0, 1), None).await.unwrap();
+    let second = world.back_up_chunk((A, "h/p/a"), (9, 2), Some(&first)).await.unwrap();
+    let world = Place::open(world.close().await).await;
+    let plain = content(3, CHUNK as usize);
     let (id, plain_len) = (*ChunkId::of(&plain).as_bytes(), plain.len() as u32);
     let chunk =
         NewRecord { kind: Kind::Chunk, id, codec: 0, plain_len, stored: plain.into(), stored_hash: None };
     world.repository.store.put(vec![chunk]).await.unwrap();
-    let world = World::open(world.close().await).await;
-    world.back_up((A, "h/p/a"), (200, 3), Some(&second)).await.unwrap();
-    world.back_up((B, "h/p/b"), (0, 4), None).await.unwrap();
+    let world = Place::open(world.close().await).await;
+    world.back_up_chunk((A, "h/p/a"), (200, 3), Some(&second)).await.unwrap();
+    world.back_up_chunk((B, "h/p/b"), (0, 4), None).await.unwrap();
     world.close().await
 }
 
@@ -57,10 +57,10 @@ async fn a_commit_that_died_and_was_partly_collected_is_left_out_and_named() {
         let is_named = |damage: &Damage| matches!(damage, Damage::Unborn { volume, number: 3, chunks: 1 } if volume == "h/p/a");
         assert!(is_named(&rebuilt.damage[0]), "{rebuilt:?}");
     }
-    let world = World::open(dir).await;
+    let world = Place::open(dir).await;
     let expected = [("h/p/a", 1), ("h/p/a", 2), ("h/p/b", 1)];
     assert_eq!(world.visible().await, expected.map(|(name, number)| (name.to_owned(), number)));
-    assert_eq!(world.back_up((A, "h/p/a"), (1, 3), None).await.unwrap().number, 4);
+    assert_eq!(world.back_up_chunk((A, "h/p/a"), (1, 3), None).await.unwrap().number, 4);
 }
 
 #[tokio::test]
@@ -77,11 +77,11 @@ async fn what_lacks_something_because_a_pack_is_lost_is_kept_and_named() {
 #[tokio::test]
 async fn what_lacks_something_is_kept_when_others_lack_it_too() {
     let dir = packs().await;
-    let world = World::open(dir).await;
+    let world = Place::open(dir).await;
     let third =
         world.repository.catalogue.generation(A, crate::catalogue::Selector::Number(3)).await.unwrap();
     let third = third.unwrap().generation;
-    world.back_up((A, "h/p/a"), (0, 5), Some(&third)).await.unwrap();
+    world.back_up_chunk((A, "h/p/a"), (0, 5), Some(&third)).await.unwrap();
     let dir = world.close().await;
     lose_pack_1(&dir);
     forget_packs(&dir);
@@ -95,7 +95,7 @@ async fn what_lacks_something_is_kept_when_others_lack_it_too() {
 async fn a_map_node_that_is_damaged_does_not_make_its_generation_one_that_never_was() {
     let dir = packs().await;
     // Not the root: that is named as such.
-    let world = World::open(dir).await;
+    let world = Place::open(dir).await;
     let store = &world.repository.store;
     let nodes: Vec<_> = store.records(Kind::MapNode).unwrap().map(|record| record.unwrap().id).collect();
     let generation = world.repository.catalogue.generation(A, crate::catalogue::Selector::Number(3)).await;

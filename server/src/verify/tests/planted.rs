@@ -1,7 +1,7 @@
 //! Records that are whole, and yet are not what they should be: somebody else wrote them into the pack.
 
 use bytes::Bytes;
-use thinbak_proto::{MapEntry, MapNode, NodeId};
+use thinbak_proto::{CODEC_PLAIN, CODEC_ZSTD, ChunkId, MapEntry, MapNode, NodeId};
 
 use super::*;
 use crate::store::{Kind, NewRecord};
