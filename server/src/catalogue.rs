@@ -24,9 +24,11 @@ use std::{
     time::Duration,
 };
 
+use futures::future::BoxFuture;
 use sqlx::{
-    Row as _, SqliteConnection, SqlitePool,
+    Connection as _, Row as _, SqliteConnection, SqlitePool,
     migrate::{MigrateError, Migrator},
+    pool::PoolConnectionMetadata,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use thinbak_proto::{ManifestId, v1};
@@ -40,7 +42,9 @@ pub(crate) use quarantine::QuarantineEntry;
 use rows::{generation_of, signed, unsigned};
 pub(crate) use swap::{CATALOGUE_NAME, DRAFT_NAME, finish_swap, remove_draft, swap_in};
 
-use crate::write_failure::WriteFailure;
+use crate::{environment::ChangeGate, write_failure::WriteFailure};
+
+type Guarded<'c> = BoxFuture<'c, Result<(), sqlx::Error>>;
 
 static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
 
@@ -110,19 +114,19 @@ pub(crate) struct Catalogue {
 
 impl Catalogue {
     /// Makes an empty catalogue where none is.
-    pub(crate) async fn create(path: &Path) -> Result<(), CatalogueError> {
-        let catalogue = Self::connect(path, true).await?;
+    pub(crate) async fn create(path: &Path, changes: &ChangeGate) -> Result<(), CatalogueError> {
+        let catalogue = Self::connect(path, true, changes).await?;
         MIGRATOR.run(&catalogue.pool).await.map_err(CatalogueError::Migrate)?;
         catalogue.close().await;
         Ok(())
     }
 
     /// Opens a catalogue, checks that it is sound and brings its schema up to date.
-    pub(crate) async fn open(path: &Path) -> Result<Self, CatalogueError> {
+    pub(crate) async fn open(path: &Path, changes: &ChangeGate) -> Result<Self, CatalogueError> {
         if !path.is_file() {
             return Err(CatalogueError::Damaged { path: path.into(), reason: "the file is missing".into() });
         }
-        let catalogue = Self::connect(path, false).await.map_err(|error| damaged(path, error))?;
+        let catalogue = Self::connect(path, false, changes).await.map_err(|error| damaged(path, error))?;
         let verdict: Vec<String> = sqlx::query_scalar("PRAGMA quick_check(1)")
             .fetch_all(&catalogue.pool)
             .await
@@ -137,7 +141,7 @@ impl Catalogue {
         Ok(catalogue)
     }
 
-    async fn connect(path: &Path, create: bool) -> Result<Self, CatalogueError> {
+    async fn connect(path: &Path, create: bool, changes: &ChangeGate) -> Result<Self, CatalogueError> {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(create)
@@ -149,6 +153,8 @@ impl Catalogue {
             .max_connections(CONNECTIONS)
             .idle_timeout(None)
             .max_lifetime(None)
+            .after_connect(guard(changes.clone()))
+            .before_acquire(|connection, _| Box::pin(async { Ok(is_usable(connection)) }))
             .connect_with(options)
             .await?;
         Ok(Self { pool, path: path.into(), write_failure: Arc::default() })
@@ -316,6 +322,27 @@ impl Catalogue {
             totals.mapped_bytes = totals.mapped_bytes.saturating_add(mapped);
         }
         Ok(totals)
+    }
+}
+
+/// When the end of a transaction fails, as it does on a full disk, SQLite rolls back by itself. The connection then
+/// counts one transaction too many for ever and begins no other: it is given up.
+fn is_usable(connection: &SqliteConnection) -> bool {
+    !connection.is_in_transaction()
+}
+
+/// Lets no transaction of a new connection end without `changes`.
+fn guard(
+    changes: ChangeGate,
+) -> impl for<'c> Fn(&'c mut SqliteConnection, PoolConnectionMetadata) -> Guarded<'c> {
+    move |connection, _| {
+        let changes = changes.clone();
+        Box::pin(async move {
+            if changes.is_guarded() {
+                connection.lock_handle().await?.set_commit_hook(move || changes.pass().is_ok());
+            }
+            Ok(())
+        })
     }
 }
 

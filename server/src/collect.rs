@@ -18,7 +18,7 @@ mod plan;
 mod roots;
 mod sweep;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{
     sync::Arc,
@@ -159,10 +159,8 @@ pub(crate) async fn run(
             .with_hint("wait until it has ended; it need not be repeated")
     })?;
     // They might go with the last that reminds of them. A disk that is full does not keep the rest from being freed.
-    if !options.dry_run
-        && let Err(error) = retention::renew_manifests(repository, None).await
-    {
-        tracing::warn!(%error, "damaged manifests could not be written anew");
+    if !options.dry_run {
+        retention::settle_manifests(repository).await;
     }
     let leftovers = repository.store.settle().await?;
     let now_ms = repository.now_ms();

@@ -2,7 +2,7 @@
 //! a test or a simulation decides all three, and nothing asks the system in the middle.
 
 use std::{
-    fmt,
+    fmt, io,
     path::Path,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
@@ -61,6 +61,29 @@ impl Random {
     }
 }
 
+/// Asked before each change of the catalogue: a transaction's end, and each step of putting another file in its place. So
+/// a test can refuse any of them, as a disk would, and stop a history there.
+#[derive(Clone, Default)]
+pub(crate) struct ChangeGate(Option<Arc<dyn Fn() -> io::Result<()> + Send + Sync>>);
+
+impl ChangeGate {
+    /// A gate that `ask` opens.
+    #[cfg(any(test, fuzzing, feature = "testing"))]
+    pub(crate) fn new(ask: impl Fn() -> io::Result<()> + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(ask)))
+    }
+
+    /// Whether anybody is asked at all.
+    pub(crate) fn is_guarded(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// An error means that the change must not be made.
+    pub(crate) fn pass(&self) -> io::Result<()> {
+        self.0.as_ref().map_or(Ok(()), |ask| ask())
+    }
+}
+
 /// What a repository takes from outside.
 #[derive(Clone)]
 pub struct Environment {
@@ -70,6 +93,7 @@ pub struct Environment {
     pub random: Random,
     /// Where packs are; `None`: in the repository's directory.
     pub(crate) packs: Option<Arc<dyn Medium>>,
+    pub(crate) changes: ChangeGate,
 }
 
 impl Environment {
@@ -82,14 +106,15 @@ impl Environment {
     /// The same with another clock and other randomness.
     #[must_use]
     pub fn new(clock: Clock, random: Random) -> Self {
-        Self { clock, random, packs: None }
+        Self { clock, random, packs: None, changes: ChangeGate::default() }
     }
 
-    /// The same with packs in memory.
+    /// The same with packs in memory. Changes of the catalogue count among the operations of that disk, and fail with them.
     #[cfg(any(test, fuzzing, feature = "testing"))]
     #[must_use]
     pub fn with_packs_in(self, medium: Arc<crate::store::memory_medium::MemoryMedium>) -> Self {
-        Self { packs: Some(medium), ..self }
+        let disk = Arc::clone(&medium);
+        Self { packs: Some(medium), changes: ChangeGate::new(move || disk.step()), ..self }
     }
 
     /// Where the packs of the store in `packs_dir` are.

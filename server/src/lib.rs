@@ -5,6 +5,8 @@ mod catalogue;
 mod collect;
 pub mod config;
 mod content;
+#[cfg(test)]
+mod crashes;
 mod environment;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -37,7 +39,7 @@ pub use environment::{Clock, Environment, Random};
 pub use metrics::serve_metrics;
 pub use rebuild::{
     Damage, MAX_DAMAGE, ONLY_IN_THE_CATALOGUE, OnlyInTheCatalogue, Rebuilt, rebuild_catalogue,
-    restore_catalogue,
+    rebuild_catalogue_in, restore_catalogue,
 };
 pub use repository::{CatalogueBackup, InitOptions, Repository, RepositoryError};
 pub use retention::{InvalidPattern, KeepsNothing, Pattern, Policy, RetentionRule};

@@ -30,7 +30,7 @@ pub use damage::Damage;
 
 use crate::{
     catalogue::{CATALOGUE_NAME, Catalogue, CatalogueError, DRAFT_NAME, finish_swap, remove_draft, swap_in},
-    environment::Environment,
+    environment::{ChangeGate, Environment},
     repository::{Offline, RepositoryError, file_time},
     store::{Problem, Quarantined, Store, StoreError},
 };
@@ -98,15 +98,20 @@ pub const MAX_DAMAGE: usize = 1000;
 
 /// Makes catalogue and chunk index anew from the packs. The repository must be closed; it is locked meanwhile.
 pub async fn rebuild_catalogue(dir: &Path) -> Result<Rebuilt, Failed> {
+    rebuild_catalogue_in(dir, &Environment::system()).await
+}
+
+/// The same with the clock and the packs of `environment`.
+pub async fn rebuild_catalogue_in(dir: &Path, environment: &Environment) -> Result<Rebuilt, Failed> {
     let offline = Offline::lock(dir)?;
     let mut damages = Damages::default();
-    missing_packs(dir, offline.uuid(), &mut damages).await?;
+    missing_packs(dir, offline.uuid(), environment, &mut damages).await?;
     Store::condemn_index(dir).map_err(RepositoryError::Store)?;
-    let store = open_store(dir, offline.uuid(), Vec::new()).await?;
-    prepare(dir)?;
+    let store = open_store(dir, offline.uuid(), environment, Vec::new()).await?;
+    prepare(dir, environment)?;
     let draft = dir.join(DRAFT_NAME);
-    Catalogue::create(&draft).await?;
-    let rebuilt = fill(&offline, &store, &draft, damages).await;
+    Catalogue::create(&draft, &environment.changes).await?;
+    let rebuilt = fill(&offline, &store, &draft, environment, damages).await;
     // Sealed or not: the next open looks.
     store.close().await;
     rebuilt
@@ -115,21 +120,22 @@ pub async fn rebuild_catalogue(dir: &Path) -> Result<Rebuilt, Failed> {
 /// Makes a copy of the catalogue the catalogue, and adds what the packs know that is later. The repository must be
 /// closed; it is locked meanwhile. `copy` is left as it is.
 pub async fn restore_catalogue(dir: &Path, copy: &Path) -> Result<Rebuilt, Failed> {
+    let environment = &Environment::system();
     let offline = Offline::lock(dir)?;
-    prepare(dir)?;
+    prepare(dir, environment)?;
     let draft = dir.join(DRAFT_NAME);
     let (from, to) = (copy.to_path_buf(), draft.clone());
     blocking(move || fs::copy(from, to)).await?.map_err(RepositoryError::io("copy", copy))?;
     let damaged = check_copy(&draft, offline.uuid()).await.map_err(|error| error.of_file(copy))?;
-    let store = open_store(dir, offline.uuid(), damaged).await?;
-    let rebuilt = fill(&offline, &store, &draft, Damages::default()).await;
+    let store = open_store(dir, offline.uuid(), environment, damaged).await?;
+    let rebuilt = fill(&offline, &store, &draft, environment, Damages::default()).await;
     store.close().await;
     rebuilt
 }
 
 /// That the copy is whole, and a catalogue of this repository; and what it says is damaged.
 async fn check_copy(draft: &Path, repository: Uuid) -> Result<Vec<Quarantined>, CatalogueError> {
-    let catalogue = Catalogue::open(draft).await?;
+    let catalogue = Catalogue::open(draft, &ChangeGate::default()).await?;
     let checked = async {
         catalogue.check_is_of(repository).await?;
         catalogue.check_integrity().await?;
@@ -141,12 +147,20 @@ async fn check_copy(draft: &Path, repository: Uuid) -> Result<Vec<Quarantined>, 
 }
 
 /// Clears the place for a draft.
-fn prepare(dir: &Path) -> Result<(), RepositoryError> {
-    finish_swap(dir).and_then(|()| remove_draft(dir)).map_err(RepositoryError::io("clear a draft in", dir))
+fn prepare(dir: &Path, environment: &Environment) -> Result<(), RepositoryError> {
+    let changes = &environment.changes;
+    let prepared = finish_swap(dir, changes).and_then(|()| remove_draft(dir, changes));
+    prepared.map_err(RepositoryError::io("clear a draft in", dir))
 }
 
 /// Merges the packs into the draft and puts it into its place.
-async fn fill(offline: &Offline, store: &Store, draft: &Path, damages: Damages) -> Result<Rebuilt, Failed> {
+async fn fill(
+    offline: &Offline,
+    store: &Store,
+    draft: &Path,
+    environment: &Environment,
+    damages: Damages,
+) -> Result<Rebuilt, Failed> {
     let dir = offline.dir();
     let (reader, chunk_bytes) = (store.clone(), offline.chunk_bytes());
     let survey = blocking(move || Survey::of(&reader, chunk_bytes, damages)).await?;
@@ -155,8 +169,8 @@ async fn fill(offline: &Offline, store: &Store, draft: &Path, damages: Damages) 
     let mut damages = std::mem::take(&mut survey.damages);
     store.problems().into_iter().for_each(|problem| damages.add(Damage::Store(problem)));
 
-    let catalogue = Catalogue::open(draft).await?;
-    let now_ms = Environment::system().clock.now_ms();
+    let catalogue = Catalogue::open(draft, &environment.changes).await?;
+    let now_ms = environment.clock.now_ms();
     let merged = merge::merge(&catalogue, store, &survey, &mut damages, now_ms).await;
     let checked = match merged {
         Ok(merged) => catalogue.bind_to(offline.uuid()).await.map(|()| merged).map_err(Failed::from),
@@ -168,8 +182,8 @@ async fn fill(offline: &Offline, store: &Store, draft: &Path, damages: Damages) 
     sound?;
 
     let had_one = dir.join(CATALOGUE_NAME).exists();
-    let old =
-        swap_in(dir, &file_time(now_ms)).map_err(RepositoryError::io("replace the catalogue in", dir))?;
+    let old = swap_in(dir, &file_time(now_ms), &environment.changes)
+        .map_err(RepositoryError::io("replace the catalogue in", dir))?;
     let Damages { named: damage, total: damaged } = damages;
     Ok(Rebuilt {
         manifests,
@@ -188,11 +202,16 @@ async fn fill(offline: &Offline, store: &Store, draft: &Path, damages: Damages) 
 
 /// The index that is about to be thrown away may know of packs that are not there any more. Whatever else is wrong
 /// with it does not matter.
-async fn missing_packs(dir: &Path, uuid: Uuid, damages: &mut Damages) -> Result<(), Failed> {
+async fn missing_packs(
+    dir: &Path,
+    uuid: Uuid,
+    environment: &Environment,
+    damages: &mut Damages,
+) -> Result<(), Failed> {
     if !Store::has_index(dir) {
         return Ok(());
     }
-    let store = match open_store(dir, uuid, Vec::new()).await {
+    let store = match open_store(dir, uuid, environment, Vec::new()).await {
         Ok(store) => store,
         Err(RepositoryError::Store(
             error @ (StoreError::Index { .. } | StoreError::IndexEntry { .. } | StoreError::Closed),
@@ -208,9 +227,14 @@ async fn missing_packs(dir: &Path, uuid: Uuid, damages: &mut Damages) -> Result<
     Ok(())
 }
 
-async fn open_store(dir: &Path, uuid: Uuid, damaged: Vec<Quarantined>) -> Result<Store, RepositoryError> {
-    let place = dir.to_path_buf();
-    let open = move || Store::open_in(&place, uuid, &Environment::system(), &damaged);
+async fn open_store(
+    dir: &Path,
+    uuid: Uuid,
+    environment: &Environment,
+    damaged: Vec<Quarantined>,
+) -> Result<Store, RepositoryError> {
+    let (place, outside) = (dir.to_path_buf(), environment.clone());
+    let open = move || Store::open_in(&place, uuid, &outside, &damaged);
     let opened = spawn_blocking(open).await;
     Ok(opened.unwrap_or(Err(StoreError::Closed))?)
 }

@@ -15,6 +15,7 @@ mod error;
 mod offline;
 mod pins;
 mod sessions;
+mod sound;
 #[cfg(test)]
 mod tests;
 mod volumes;
@@ -39,12 +40,13 @@ pub(crate) use offline::Offline;
 pub(crate) use pins::{Pin, Pins};
 pub(crate) use sessions::SessionGuard;
 use sessions::Sessions;
+use sound::SoundTrees;
 pub(crate) use volumes::{check_volume_name, selector_of};
 
 use crate::{
     catalogue::{CATALOGUE_NAME, Catalogue, finish_swap},
     content::Unpackers,
-    environment::Environment,
+    environment::{ChangeGate, Environment},
     metrics::Metrics,
     retention::RetentionRule,
     store::{Quarantined, Store},
@@ -65,6 +67,8 @@ pub struct Repository {
     pub(crate) sessions: Arc<Sessions>,
     /// Trees that must not be collected.
     pub(crate) pins: Arc<Pins>,
+    /// Trees that need not be walked to know that nothing of them is damaged.
+    pub(crate) sound: SoundTrees,
     /// Limits the threads that hash and decompress.
     pub(crate) processors: Arc<Semaphore>,
     /// What decompresses and identifies chunks.
@@ -110,7 +114,7 @@ impl Repository {
         // Of two that find the directory empty one makes the lock file.
         let _lock = File::create_new(&path).map_err(RepositoryError::io("create", &path))?;
         Store::init(dir, file.uuid)?.close().await;
-        Catalogue::create(&dir.join(CATALOGUE_NAME)).await?;
+        Catalogue::create(&dir.join(CATALOGUE_NAME), &ChangeGate::default()).await?;
         file.write(dir)?;
         Ok(file.uuid)
     }
@@ -123,8 +127,9 @@ impl Repository {
     /// Opens the repository in `dir`, which then lives by the clock, the randomness and the packs of `environment`.
     pub async fn open_in(dir: &Path, environment: Environment) -> Result<Arc<Self>, RepositoryError> {
         let Offline { file, lock, .. } = Offline::lock(dir)?;
-        finish_swap(dir).map_err(RepositoryError::io("replace the catalogue in", dir))?;
-        let catalogue = Catalogue::open(&dir.join(CATALOGUE_NAME)).await;
+        let changes = &environment.changes;
+        finish_swap(dir, changes).map_err(RepositoryError::io("replace the catalogue in", dir))?;
+        let catalogue = Catalogue::open(&dir.join(CATALOGUE_NAME), changes).await;
         let catalogue = catalogue.map_err(RepositoryError::no_catalogue(dir))?;
         catalogue.bind_to(file.uuid).await.map_err(RepositoryError::no_catalogue(dir))?;
         let (store_dir, uuid, outside) = (dir.to_path_buf(), file.uuid, environment.clone());
@@ -149,6 +154,7 @@ impl Repository {
             catalogue,
             sessions: Arc::default(),
             pins: Arc::default(),
+            sound: SoundTrees::default(),
             processors: Arc::new(Semaphore::new(processors)),
             unpackers: Unpackers::new(chunk_bytes),
             readers: Arc::new(Semaphore::new(READERS)),
@@ -192,7 +198,7 @@ impl Repository {
 
     /// Ends as a killed process does: nothing is sealed. Returns when all files are closed, for which every service
     /// made of the repository must be dropped.
-    #[cfg(any(fuzzing, feature = "testing"))]
+    #[cfg(any(test, fuzzing, feature = "testing"))]
     #[doc(hidden)]
     pub async fn kill(self: Arc<Self>) {
         self.catalogue.close().await;

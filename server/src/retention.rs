@@ -23,4 +23,4 @@ pub(crate) use delete::{Kept, delete, forget_expired, protect, undelete};
 pub use pattern::{InvalidPattern, Pattern};
 pub(crate) use plan::Candidate;
 pub use policy::{KeepsNothing, Policy, RetentionRule};
-pub(crate) use renew::renew_manifests;
+pub(crate) use renew::{renew_manifests, settle_manifests};

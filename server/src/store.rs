@@ -236,7 +236,12 @@ impl Store {
 
     /// Whether anything is known to be damaged or lost: else nothing needs to be looked for.
     pub(crate) fn any_damage(&self) -> bool {
-        self.inner.shared.quarantine.unhealed() > 0 || self.inner.shared.any_withdrawn()
+        self.inner.shared.quarantine.unhealed() > 0 || self.inner.shared.withdrawals() > 0
+    }
+
+    /// How often something was found damaged or lost: what was looked up while this stayed the same is still so.
+    pub(crate) fn damages(&self) -> u64 {
+        self.inner.shared.quarantine.found() + self.inner.shared.withdrawals()
     }
 
     /// Damaged records that nothing has replaced yet.

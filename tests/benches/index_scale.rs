@@ -26,11 +26,12 @@ mod session;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use thinbak_proto::ChunkId;
 use tokio::runtime::Runtime;
 
 use self::{
     place::{Place, Sizes},
-    report::{Mark, Report, say},
+    report::{Mark, Rate, Report, say},
     session::{Client, Volume},
 };
 
@@ -93,13 +94,14 @@ fn grow(
     volume: &mut Volume,
     chunks: u64,
 ) -> Result<Mark> {
-    let mut steps: Vec<(u64, Duration)> = Vec::new();
+    let mut steps: Vec<Step> = Vec::new();
     while volume.chunks < chunks {
-        let (first, since) = (volume.chunks, Instant::now());
+        let (first, since, cpu_before) = (volume.chunks, Instant::now(), place.cpu_time()?);
         let end = (first + settings.step).min(chunks);
         runtime.block_on(async { Client::connect(place.url()?).await?.grow(volume, end).await })?;
-        steps.push((end - first, since.elapsed()));
-        let rate = (end - first) as f64 / since.elapsed().as_secs_f64();
+        let (took, cpu) = (since.elapsed(), place.cpu_time()?.saturating_sub(cpu_before));
+        steps.push(Step { chunks: end - first, took, cpu });
+        let rate = (end - first) as f64 / took.as_secs_f64();
         let peak = place.peak_rss().unwrap_or_default() as f64 / f64::from(1 << 20);
         say(&format!("  {end} chunks: {rate:.0} chunks/s, peak {peak:.0} MiB, load {}", report::load()));
     }
@@ -107,6 +109,8 @@ fn grow(
     let mut mark = Mark { chunks, peak_rss, ..Mark::default() };
     mark.ingest = rate_of_last(&steps, chunks / 10);
 
+    // What is merged behind those who write is part of what writing costs, not of what looking up does.
+    place.quiet()?;
     look_up(settings, runtime, place, volume, &mut mark)?;
     mark.after_kill = place.kill_and_open()?;
     place.quiet()?;
@@ -114,8 +118,7 @@ fn grow(
     mark.sizes = place.sizes()?;
     mark.cold_open = place.open_cold()?;
     let ids = chunks::known(chunks, settings.lookups / 8, 3);
-    mark.cold_known = runtime
-        .block_on(async { Client::connect(place.url()?).await?.look_up(volume, &ids, false).await })?;
+    mark.cold_known = timed_look_up(runtime, place, volume, &ids, false)?;
 
     mark.unchanged_one = unchanged(runtime, place, volume, 1)?;
     mark.unchanged_mean = unchanged(runtime, place, volume, UNCHANGED)?;
@@ -123,17 +126,26 @@ fn grow(
     Ok(mark)
 }
 
-/// Chunks a second of the last steps that brought at least `wanted` chunks.
-fn rate_of_last(steps: &[(u64, Duration)], wanted: u64) -> f64 {
-    let (mut chunks, mut took) = (0, Duration::ZERO);
-    for (step, time) in steps.iter().rev() {
-        if chunks > 0 && chunks + step > wanted {
+/// A generation that brought chunks.
+struct Step {
+    chunks: u64,
+    took: Duration,
+    /// Of the server.
+    cpu: Duration,
+}
+
+/// The last steps that brought at least `wanted` chunks, or the last one.
+fn rate_of_last(steps: &[Step], wanted: u64) -> Rate {
+    let (mut chunks, mut took, mut cpu) = (0, Duration::ZERO, Duration::ZERO);
+    for step in steps.iter().rev() {
+        if chunks > 0 && chunks + step.chunks > wanted {
             break;
         }
-        chunks += step;
-        took += *time;
+        chunks += step.chunks;
+        took += step.took;
+        cpu += step.cpu;
     }
-    chunks as f64 / took.as_secs_f64().max(f64::MIN_POSITIVE)
+    Rate::new(chunks, took, cpu)
 }
 
 fn look_up(
@@ -145,12 +157,23 @@ fn look_up(
 ) -> Result<()> {
     let known = chunks::known(mark.chunks, settings.lookups, 1);
     let unknown = chunks::unknown(settings.lookups, 2);
-    runtime.block_on(async {
-        let client = Client::connect(place.url()?).await?;
-        mark.known = client.clone().look_up(volume, &known, false).await?;
-        mark.unknown = client.clone().look_up(volume, &unknown, true).await?;
-        Ok(())
-    })
+    mark.known = timed_look_up(runtime, place, volume, &known, false)?;
+    mark.unknown = timed_look_up(runtime, place, volume, &unknown, true)?;
+    Ok(())
+}
+
+/// Asks about `ids`, all of which are missing, or none.
+fn timed_look_up(
+    runtime: &Runtime,
+    place: &Place,
+    volume: &Volume,
+    ids: &[ChunkId],
+    missing: bool,
+) -> Result<Rate> {
+    let before = place.cpu_time()?;
+    let took = runtime
+        .block_on(async { Client::connect(place.url()?).await?.look_up(volume, ids, missing).await })?;
+    Ok(Rate::new(ids.len() as u64, took, place.cpu_time()?.saturating_sub(before)))
 }
 
 /// By how many bytes of disk a generation of the unchanged volume makes the repository grow, the mean of `count` such, from

@@ -53,11 +53,18 @@ impl Life {
         Ok(())
     }
 
-    /// What is listed, deleted generations included.
-    fn listed(&self) -> Result<String> {
-        let alive = self.on_repository(&["generation", "list"])?.expect(0)?.text();
-        let deleted = self.on_repository(&["generation", "list", "--deleted"])?.expect(0)?.text();
-        Ok(alive + &deleted)
+    /// What is listed, and what is deleted but for the times: its grace begins anew.
+    fn listed(&self) -> Result<Value> {
+        let list = |words: &[&str]| -> Result<Value> {
+            Ok(serde_json::from_str(&self.on_repository(words)?.expect(0)?.text())?)
+        };
+        let alive = list(&["generation", "list"])?;
+        let mut deleted = list(&["generation", "list", "--deleted"])?;
+        for one in deleted.get_mut("generations").and_then(Value::as_array_mut).context("no list")? {
+            let one = one.as_object_mut().context("no object")?;
+            ensure!(one.remove("deleted_at").is_some() && one.remove("undelete_until").is_some(), "{one:?}");
+        }
+        Ok(serde_json::json!([alive, deleted]))
     }
 
     fn server(&self, command: &str, more: &[&str]) -> Result<Outcome> {

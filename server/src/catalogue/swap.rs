@@ -18,6 +18,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::environment::ChangeGate;
+
 pub(crate) const CATALOGUE_NAME: &str = "catalogue.sqlite";
 pub(crate) const DRAFT_NAME: &str = "catalogue.sqlite.draft";
 const NEW_PREFIX: &str = "catalogue.sqlite.new-";
@@ -36,7 +38,8 @@ enum Step {
 }
 
 impl Step {
-    fn run(&self) -> io::Result<()> {
+    fn run(&self, changes: &ChangeGate) -> io::Result<()> {
+        changes.pass()?;
         let done = match self {
             Self::Rename { from, to } => fs::rename(from, to),
             Self::Remove(path) => fs::remove_file(path),
@@ -51,7 +54,7 @@ impl Step {
 
 /// Makes the closed draft, which no one has open, the catalogue. Returns where the one before is now. `time` is
 /// for the name of that file and must be new.
-pub(crate) fn swap_in(dir: &Path, time: &str) -> io::Result<PathBuf> {
+pub(crate) fn swap_in(dir: &Path, time: &str, changes: &ChangeGate) -> io::Result<PathBuf> {
     let draft = dir.join(DRAFT_NAME);
     let wal = dir.join(format!("{DRAFT_NAME}-wal"));
     if wal.metadata().is_ok_and(|wal| wal.len() > 0) {
@@ -59,16 +62,16 @@ pub(crate) fn swap_in(dir: &Path, time: &str) -> io::Result<PathBuf> {
     }
     File::open(&draft)?.sync_all()?;
     for step in decision(dir, time).iter().chain(&completion(dir, time)) {
-        step.run()?;
+        step.run(changes)?;
     }
-    if let Err(error) = remove_old(dir, time) {
+    if let Err(error) = remove_old(dir, time, changes) {
         tracing::warn!(dir = %dir.display(), %error, "replaced catalogues cannot be removed");
     }
     Ok(dir.join(format!("{OLD_PREFIX}{time}")))
 }
 
 /// Removes replaced catalogues but for the newest ones. The one of `now` is new, whatever the clock said before.
-fn remove_old(dir: &Path, now: &str) -> io::Result<()> {
+fn remove_old(dir: &Path, now: &str, changes: &ChangeGate) -> io::Result<()> {
     let mut old = BTreeMap::<String, Vec<PathBuf>>::new();
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name();
@@ -81,11 +84,11 @@ fn remove_old(dir: &Path, now: &str) -> io::Result<()> {
         }
     }
     let surplus = old.len().saturating_sub(KEPT_OLD - 1);
-    old.into_values().take(surplus).flatten().try_for_each(|path| Step::Remove(path).run())
+    old.into_values().take(surplus).flatten().try_for_each(|path| Step::Remove(path).run(changes))
 }
 
 /// Completes a swap that was decided, and removes a draft that was not. The repository is locked.
-pub(crate) fn finish_swap(dir: &Path) -> io::Result<()> {
+pub(crate) fn finish_swap(dir: &Path, changes: &ChangeGate) -> io::Result<()> {
     let mut decided = Vec::new();
     let mut draft = false;
     for entry in fs::read_dir(dir)? {
@@ -99,19 +102,19 @@ pub(crate) fn finish_swap(dir: &Path) -> io::Result<()> {
     for time in decided {
         tracing::warn!(dir = %dir.display(), time, "completing the replacement of the catalogue");
         for step in completion(dir, &time) {
-            step.run()?;
+            step.run(changes)?;
         }
     }
     if draft {
-        remove_draft(dir)?;
+        remove_draft(dir, changes)?;
     }
     Ok(())
 }
 
 /// Removes what an earlier attempt left.
-pub(crate) fn remove_draft(dir: &Path) -> io::Result<()> {
+pub(crate) fn remove_draft(dir: &Path, changes: &ChangeGate) -> io::Result<()> {
     let companions = COMPANIONS.iter().map(|companion| format!("{DRAFT_NAME}{companion}"));
-    companions.chain([DRAFT_NAME.to_owned()]).try_for_each(|name| Step::Remove(dir.join(name)).run())
+    companions.chain([DRAFT_NAME.to_owned()]).try_for_each(|name| Step::Remove(dir.join(name)).run(changes))
 }
 
 /// `20261124T181003.123Z` and the like: never a companion of such a file.
@@ -176,17 +179,17 @@ mod tests {
         for stop in 0..=all {
             let dir = place(&names);
             for step in steps(dir.path()).iter().take(stop) {
-                step.run().unwrap();
+                step.run(&ChangeGate::default()).unwrap();
             }
             // The next one dies as well, at every place, before the one that comes through.
             for again in 0..all {
                 for step in completion(dir.path(), TIME).iter().take(again) {
                     if dir.path().join(format!("{NEW_PREFIX}{TIME}")).exists() {
-                        step.run().unwrap();
+                        step.run(&ChangeGate::default()).unwrap();
                     }
                 }
             }
-            finish_swap(dir.path()).unwrap();
+            finish_swap(dir.path(), &ChangeGate::default()).unwrap();
             let found = content(&dir);
             let here = |name: &str| found.get(name).map(String::as_str);
             if stop == 0 {
@@ -213,7 +216,7 @@ mod tests {
         // By a clock that was set back it is not the newest.
         for now in ["20261123T000000.000Z", "20261101T000000.000Z"] {
             let dir = place(&names.iter().map(String::as_str).collect::<Vec<_>>());
-            let replaced = swap_in(dir.path(), now).unwrap();
+            let replaced = swap_in(dir.path(), now, &ChangeGate::default()).unwrap();
             assert!(replaced.exists());
             let found = content(&dir);
             let gone: Vec<_> = names.iter().filter(|name| !found.contains_key(*name)).cloned().collect();
@@ -226,14 +229,14 @@ mod tests {
     #[test]
     fn a_missing_catalogue_is_replaced_as_well() {
         let dir = place(&[DRAFT_NAME]);
-        swap_in(dir.path(), TIME).unwrap();
+        swap_in(dir.path(), TIME, &ChangeGate::default()).unwrap();
         assert_eq!(content(&dir), BTreeMap::from([(CATALOGUE_NAME.to_owned(), DRAFT_NAME.to_owned())]));
     }
 
     #[test]
     fn a_draft_that_is_still_open_is_not_taken() {
         let dir = place(&[CATALOGUE_NAME, DRAFT_NAME, "catalogue.sqlite.draft-wal"]);
-        swap_in(dir.path(), TIME).unwrap_err();
+        swap_in(dir.path(), TIME, &ChangeGate::default()).unwrap_err();
         assert_eq!(content(&dir).len(), 3);
     }
 }

@@ -8,8 +8,8 @@ use super::*;
 async fn catalogue() -> (TempDir, Catalogue) {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("catalogue.sqlite");
-    Catalogue::create(&path).await.unwrap();
-    let catalogue = Catalogue::open(&path).await.unwrap();
+    Catalogue::create(&path, &ChangeGate::default()).await.unwrap();
+    let catalogue = Catalogue::open(&path, &ChangeGate::default()).await.unwrap();
     (dir, catalogue)
 }
 
@@ -127,7 +127,7 @@ async fn a_schema_of_the_future_is_refused() {
     .await
     .unwrap();
     catalogue.close().await;
-    let error = Catalogue::open(&dir.path().join("catalogue.sqlite")).await.err();
+    let error = Catalogue::open(&dir.path().join("catalogue.sqlite"), &ChangeGate::default()).await.err();
     assert!(matches!(error, Some(CatalogueError::Newer { version: 99990101000000, .. })), "{error:?}");
 }
 
@@ -223,4 +223,33 @@ async fn the_grace_period_is_seven_days_until_it_is_set() {
     catalogue.set_grace_ms(0).await.unwrap();
     assert_eq!(catalogue.grace_ms().await.unwrap(), 0);
     assert!(matches!(catalogue.set_grace_ms(u64::MAX).await, Err(CatalogueError::TooLarge(u64::MAX))));
+}
+
+#[tokio::test]
+async fn transactions_begin_again_after_one_could_not_end() {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    };
+    let (dir, before) = catalogue().await;
+    before.close().await;
+    let full = Arc::new(AtomicBool::new(true));
+    let disk = Arc::clone(&full);
+    let changes = ChangeGate::new(move || match disk.load(Ordering::Relaxed) {
+        true => Err(std::io::ErrorKind::StorageFull.into()),
+        false => Ok(()),
+    });
+    let catalogue = Catalogue::open(&dir.path().join("catalogue.sqlite"), &changes).await.unwrap();
+    let volume = Uuid::new_v4();
+    let add = |number| {
+        let (catalogue, generation) = (&catalogue, generation(volume, "h/p/v", number));
+        async move { catalogue.add_generation(&generation, MANIFEST, false).await }
+    };
+    for _ in 0..10 {
+        add(1).await.unwrap_err();
+    }
+    full.store(false, Ordering::Relaxed);
+    for number in 1..=10 {
+        add(number).await.unwrap();
+    }
 }

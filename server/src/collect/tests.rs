@@ -55,7 +55,7 @@ async fn delete(place: &Place, generation: &v1::Generation) {
 }
 
 /// The ids of the chunks and map nodes that generations need, found one by one.
-async fn needed(place: &Place, generations: &[v1::Generation]) -> HashSet<[u8; 32]> {
+pub(crate) async fn needed(place: &Place, generations: &[v1::Generation]) -> HashSet<[u8; 32]> {
     let mut needed = HashSet::new();
     for generation in generations {
         let mut pending = vec![NodeId::try_from(generation.root.as_ref()).unwrap()];
@@ -75,7 +75,7 @@ async fn needed(place: &Place, generations: &[v1::Generation]) -> HashSet<[u8; 3
 }
 
 /// The ids of all chunks and map nodes in the packs. Each is there once, or it is an error.
-fn stored(place: &Place) -> HashSet<[u8; 32]> {
+pub(crate) fn stored(place: &Place) -> HashSet<[u8; 32]> {
     let mut stored = HashSet::new();
     for kind in [Kind::Chunk, Kind::MapNode] {
         for record in place.repository.store.records(kind).unwrap() {
@@ -86,7 +86,7 @@ fn stored(place: &Place) -> HashSet<[u8; 32]> {
 }
 
 /// Whether a catalogue made from the packs would show a generation that the catalogue does not.
-fn raises_the_dead(place: &Place, visible: &[v1::Generation]) -> bool {
+pub(crate) fn raises_the_dead(place: &Place, visible: &[v1::Generation]) -> bool {
     let mut ended = std::collections::HashMap::new();
     for record in place.repository.store.records(Kind::Tombstone).unwrap() {
         let (key, revision) = crate::manifest::subject_of(&record.unwrap()).unwrap();

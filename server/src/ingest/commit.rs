@@ -47,6 +47,7 @@ pub(super) async fn commit(repository: &Repository, backup: Backup) -> Result<Ou
         ..
     } = backup;
     let store = &repository.store;
+    let damages = store.damages();
     let (root, fresh) = editor.finish().await.map_err(|error| node_failed(&error))?;
     totals.add(put_nodes(store, fresh).await?);
     if !lacking.is_empty() {
@@ -57,6 +58,10 @@ pub(super) async fn commit(repository: &Repository, backup: Backup) -> Result<Ou
     let audit = audit(store, parent_tree, tree).await?;
     if !audit.missing.is_empty() {
         return Ok(Outcome::Incomplete(audit.missing));
+    }
+    // All that differs was looked up.
+    if parent_tree.is_none_or(|parent| repository.sound.contains(parent, damages)) {
+        repository.sound.add(tree, damages);
     }
     let parent_size = parent.as_ref().map_or(geometry.size_bytes, |parent| parent.size_bytes);
     check_ends(store, tree, geometry, parent_size).await?;

@@ -149,6 +149,10 @@ impl From<RepositoryError> for Failed {
             RepositoryError::Catalogue(CatalogueError::Newer { .. }) => {
                 (FailureKind::Failed, hint("use the program that wrote it, or a newer one"))
             }
+            RepositoryError::Store(StoreError::IndexLocked { .. }) => (
+                FailureKind::Busy,
+                hint("the process that had the repository open is still ending: try again"),
+            ),
             RepositoryError::Store(error) if error.is_damage() => (FailureKind::Damaged, None),
             RepositoryError::Store(StoreError::RecordTooLarge { .. }) => (FailureKind::Usage, None),
             RepositoryError::Store(StoreError::NoSpace { .. }) => (FailureKind::NoSpace, hint(MAKE_ROOM)),

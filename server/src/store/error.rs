@@ -140,6 +140,12 @@ pub enum StoreError {
         /// The embedded store's answer.
         source: Arc<fjall::Error>,
     },
+    /// Another process, or this one a moment ago, has the chunk index open.
+    #[error("chunk index {path} is open in another process")]
+    IndexLocked {
+        /// Folder of the index.
+        path: PathBuf,
+    },
     /// The chunk index holds bytes that are no entry of ours; it is made anew at the next open.
     #[error(
         "chunk index {path} holds an entry that is not valid; it is rebuilt when the repository is next opened"

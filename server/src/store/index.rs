@@ -72,9 +72,7 @@ impl Index {
                 }
                 Ok(None) => {}
                 Err(StoreError::Index { source, .. }) if matches!(*source, fjall::Error::Locked) => {
-                    return Err(
-                        index.failed("another process has opened the chunk index", fjall::Error::Locked)
-                    );
+                    return Err(StoreError::IndexLocked { path: index.path.clone() });
                 }
                 Err(error) => tracing::warn!(%error, "the chunk index is not usable and is made anew"),
             }

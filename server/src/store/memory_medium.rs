@@ -77,6 +77,21 @@ impl MemoryMedium {
         self.state.lock().operations
     }
 
+    /// Counts an operation that something else on the same disk does; fails if it is one of those that fail.
+    pub fn step(&self) -> io::Result<()> {
+        self.state.lock().step()
+    }
+
+    /// Turns a bit of what a pack holds, on the disk itself.
+    pub(crate) fn flip(&self, number: u32, offset: usize) {
+        let file = Arc::clone(&self.state.lock().files[&number]);
+        let mut file = file.lock();
+        file.data[offset] ^= 1;
+        if let Some(byte) = file.synced.get_mut(offset) {
+            *byte ^= 1;
+        }
+    }
+
     pub(crate) fn set_available(&self, bytes: Option<u64>) {
         self.state.lock().available = bytes;
     }

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 
 use parking_lot::{Mutex, RwLock};
@@ -59,6 +59,8 @@ pub(super) struct Quarantine {
     places: RwLock<HashMap<RecordPlace, bool>>,
     any: AtomicBool,
     unhealed: AtomicUsize,
+    /// Places that were ever added.
+    found: AtomicU64,
     changes: Mutex<Vec<Change>>,
     changed: Notify,
 }
@@ -84,6 +86,11 @@ impl Quarantine {
         self.unhealed.load(Ordering::Acquire)
     }
 
+    /// How many places were found damaged since the store was opened.
+    pub(super) fn found(&self) -> u64 {
+        self.found.load(Ordering::Acquire)
+    }
+
     /// Adds a place. False if it was there, or if there are too many.
     pub(super) fn add(&self, damaged: DamagedRecord) -> bool {
         let mut places = self.places.write();
@@ -94,6 +101,7 @@ impl Quarantine {
         };
         self.any.store(true, Ordering::Release);
         self.unhealed.fetch_add(1, Ordering::AcqRel);
+        self.found.fetch_add(1, Ordering::AcqRel);
         self.tell(Change::Found(damaged));
         true
     }

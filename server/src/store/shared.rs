@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
 };
 
@@ -61,8 +61,8 @@ pub(super) struct Shared {
     /// The packs that are there, and how many bytes of each can be read. An entry of the index that points into another one
     /// counts for nothing.
     known: RwLock<HashMap<u32, u64>>,
-    /// A pack is missing, or less than a whole one.
-    any_withdrawn: AtomicBool,
+    /// How often a pack was found missing, or less than a whole one.
+    withdrawals: AtomicU64,
     pub(super) touched: Arc<Touched>,
     problems: Mutex<Vec<Problem>>,
     stats: Mutex<StoreStats>,
@@ -86,7 +86,7 @@ impl Shared {
             quarantine,
             packs: Cache::new(OPEN_PACKS),
             known: RwLock::default(),
-            any_withdrawn: AtomicBool::new(false),
+            withdrawals: AtomicU64::new(0),
             touched: Arc::default(),
             problems: Mutex::default(),
             stats: Mutex::default(),
@@ -130,13 +130,13 @@ impl Shared {
     fn limit(&self, pack: u32, readable: u64) -> bool {
         let mut known = self.known.write();
         let news = known.get_mut(&pack).is_some_and(|before| std::mem::replace(before, readable) != readable);
-        self.any_withdrawn.fetch_or(news, Ordering::AcqRel);
+        self.withdrawals.fetch_add(news.into(), Ordering::AcqRel);
         news
     }
 
     /// Notes that a pack is missing that should be there.
     pub(super) fn miss(&self) {
-        self.any_withdrawn.store(true, Ordering::Release);
+        self.withdrawals.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Notes that a pack is gone.
@@ -154,9 +154,9 @@ impl Shared {
         self.known.read().get(&pack) == Some(&u64::MAX)
     }
 
-    /// Whether any pack is missing, cut off or another one than its name says.
-    pub(super) fn any_withdrawn(&self) -> bool {
-        self.any_withdrawn.load(Ordering::Acquire)
+    /// How often a pack was found missing, cut off or another one than its name says.
+    pub(super) fn withdrawals(&self) -> u64 {
+        self.withdrawals.load(Ordering::Acquire)
     }
 
     /// Whether a record can be there, as far as is known without reading it.

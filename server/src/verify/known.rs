@@ -21,17 +21,20 @@ const RANGES: usize = 64;
 
 type Sender = mpsc::Sender<Result<v1::DamagedRange, Status>>;
 
-/// The damaged ranges of a generation, ascending. Nothing is walked while nothing is known to be damaged.
+/// The damaged ranges of a generation, ascending. Nothing is walked while nothing is known to be damaged, nor what was
+/// found to be sound since the last damage.
 pub(crate) fn known(
     repository: Arc<Repository>,
     generation: v1::Generation,
     pin: Pin,
 ) -> mpsc::Receiver<Result<v1::DamagedRange, Status>> {
     let (sender, receiver) = mpsc::channel(RANGES);
-    if repository.store.any_damage() {
+    let damages = repository.store.damages();
+    let is_sound = tree_of(&generation).is_ok_and(|tree| repository.sound.contains(tree, damages));
+    if repository.store.any_damage() && !is_sound {
         tokio::spawn(async move {
             let _pin = pin;
-            let walk = Walk { sender: &sender, geometry: geometry_of(&generation), open: None };
+            let walk = Walk { sender: &sender, geometry: geometry_of(&generation), open: None, damages };
             if let Err(failed) = walk.run(&repository, &generation).await {
                 // A client that has gone needs no reason.
                 let _ = sender.send(Err(failed.into())).await;
@@ -46,11 +49,14 @@ struct Walk<'a> {
     geometry: Geometry,
     /// The range that may go on: first chunk, chunks, whether it is a node's.
     open: Option<(u64, u64, bool)>,
+    /// What was known when the walk began.
+    damages: u64,
 }
 
 impl Walk<'_> {
     async fn run(mut self, repository: &Repository, generation: &v1::Generation) -> Result<(), Failed> {
-        let mut chunks = TreeDiff::new(repository.store.clone(), None, tree_of(generation)?);
+        let tree = tree_of(generation)?;
+        let mut chunks = TreeDiff::new(repository.store.clone(), None, tree);
         let mut wanted = Vec::with_capacity(LOOK_UP);
         while !self.sender.is_closed() {
             let found = chunks.next().await;
@@ -65,7 +71,13 @@ impl Walk<'_> {
                     tracing::warn!(error = %unreadable, "the map of a generation is damaged");
                     self.add(unreadable.first, unreadable.chunks, true).await;
                 }
-                None => break,
+                None => {
+                    // Else a range is open.
+                    if self.open.is_none() {
+                        repository.sound.add(tree, self.damages);
+                    }
+                    break;
+                }
             }
         }
         self.close().await;

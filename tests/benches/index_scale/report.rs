@@ -17,17 +17,40 @@ const MEMORY: u64 = 512 << 20;
 /// What nobody notices.
 const INSTANT: Duration = Duration::from_millis(100);
 
+/// How fast something went.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Rate {
+    /// By the clock.
+    pub(crate) a_second: f64,
+    /// Microseconds of the server's processor time for each, what it did in the background included.
+    pub(crate) cpu_us: f64,
+}
+
+impl Rate {
+    pub(crate) fn new(count: u64, took: Duration, cpu: Duration) -> Self {
+        let count = count as f64;
+        Self {
+            a_second: count / took.as_secs_f64().max(f64::MIN_POSITIVE),
+            cpu_us: cpu.as_secs_f64() * 1e6 / count.max(1.0),
+        }
+    }
+
+    fn text(self) -> String {
+        format!("{:.0} | {:.1}", self.a_second, self.cpu_us)
+    }
+}
+
 /// What was measured with so many chunks.
 #[derive(Debug, Default)]
 pub(crate) struct Mark {
     pub(crate) chunks: u64,
-    /// Chunks a second, over the last tenth of the chunks or the last generation.
-    pub(crate) ingest: f64,
-    /// Ids a second.
-    pub(crate) known: f64,
-    pub(crate) unknown: f64,
+    /// Of chunks, over the last tenth of them or the last generation.
+    pub(crate) ingest: Rate,
+    /// Of ids.
+    pub(crate) known: Rate,
+    pub(crate) unknown: Rate,
     /// With nothing in the page cache.
-    pub(crate) cold_known: f64,
+    pub(crate) cold_known: Rate,
     pub(crate) sizes: Sizes,
     pub(crate) peak_rss: u64,
     pub(crate) after_kill: Duration,
@@ -86,17 +109,17 @@ impl Report {
 
     fn print_table(&self) {
         say(
-            "\n| chunks | ingest chunks/s | known ids/s | unknown ids/s | known ids/s, cold | index bytes/chunk | catalogue bytes/chunk | packs bytes/chunk | peak MiB | opens after kill s | opens cold s | unchanged bytes, one | unchanged bytes, mean |",
+            "\n| chunks | ingest chunks/s | CPU us | known ids/s | CPU us | unknown ids/s | CPU us | known ids/s, cold | CPU us | index bytes/chunk | catalogue bytes/chunk | packs bytes/chunk | peak MiB | opens after kill s | opens cold s | unchanged bytes, one | unchanged bytes, mean |",
         );
-        say("|---|---|---|---|---|---|---|---|---|---|---|---|---|");
+        say("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|");
         for mark in &self.marks {
             say(&format!(
-                "| {} | {:.0} | {:.0} | {:.0} | {:.0} | {:.1} | {:.3} | {:.1} | {} | {:.3} | {:.3} | {} | {} |",
+                "| {} | {} | {} | {} | {} | {:.1} | {:.3} | {:.1} | {} | {:.3} | {:.3} | {} | {} |",
                 mark.chunks,
-                mark.ingest,
-                mark.known,
-                mark.unknown,
-                mark.cold_known,
+                mark.ingest.text(),
+                mark.known.text(),
+                mark.unknown.text(),
+                mark.cold_known.text(),
                 per_chunk(mark.sizes.index, mark.chunks),
                 per_chunk(mark.sizes.catalogue, mark.chunks),
                 per_chunk(mark.sizes.packs, mark.chunks),
@@ -109,8 +132,16 @@ impl Report {
         }
     }
 
-    fn flat(&self, what: &str, rate: impl Fn(&Mark) -> f64) {
-        let rates: Vec<f64> = self.marks.iter().map(rate).collect();
+    fn flat(&self, what: &str, rate: impl Fn(&Mark) -> Rate) {
+        let rates: Vec<Rate> = self.marks.iter().map(rate).collect();
+        self.flat_in(&format!("{what} a second"), rates.iter().map(|rate| rate.a_second).collect());
+        self.flat_in(
+            &format!("{what}, processor time of each"),
+            rates.iter().map(|rate| rate.cpu_us).collect(),
+        );
+    }
+
+    fn flat_in(&self, what: &str, rates: Vec<f64>) {
         let (least, most) =
             rates.iter().fold((f64::MAX, 0.0_f64), |(low, high), rate| (low.min(*rate), high.max(*rate)));
         let ratio = most / least;

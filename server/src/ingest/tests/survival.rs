@@ -198,3 +198,46 @@ async fn a_chunk_found_damaged_since_it_was_asked_for_makes_the_commit_incomplet
     assert!(!place.repository.store.any_damage());
     assert_eq!(place.restore(&first).await.unwrap()[0], full_chunk(1));
 }
+
+async fn damaged_ranges(place: &Place, number: u64) -> usize {
+    let request = v1::GetDamageRequest { volume: named("h/p/v"), selector: super::client::number(number) };
+    let mut ranges = place.generations().get_damage(request).await.unwrap().into_inner();
+    let mut count = 0;
+    while ranges.message().await.unwrap().is_some() {
+        count += 1;
+    }
+    count
+}
+
+#[tokio::test]
+async fn after_a_pack_was_lost_and_its_content_sent_again_no_tree_is_walked_twice() {
+    let place = Place::new().await;
+    let volume = Uuid::new_v4();
+    let items = vec![new(0, 1), new(4, 2)];
+    let first = place.back_up(full(volume, "h/p/v", 10 * CHUNK), items).await.unwrap();
+    place.repository.store.settle().await.unwrap();
+    let mut packs = fs::read_dir(place.dir.path().join("packs")).unwrap();
+    fs::remove_dir_all(packs.next().unwrap().unwrap().path()).unwrap();
+    let place = place.reopen().await;
+    let store = &place.repository.store;
+    let is_sound = |generation: &v1::Generation| {
+        let tree = super::super::tree_of(generation).unwrap();
+        place.repository.sound.contains(tree, store.damages())
+    };
+    assert!(store.any_damage() && damaged_ranges(&place, 1).await > 0 && !is_sound(&first));
+
+    let healed = full(volume, "h/p/v", 10 * CHUNK);
+    let second = place.back_up(healed, vec![new(0, 1), new(4, 2)]).await.unwrap();
+    assert!(is_sound(&second), "all of it was just looked up");
+    assert_eq!((damaged_ranges(&place, 1).await, damaged_ranges(&place, 2).await), (0, 0));
+    assert!(is_sound(&first));
+    let third = place.back_up(after(&second, 10 * CHUNK), vec![new(5, 3)]).await.unwrap();
+    assert!(is_sound(&third), "what it adds was looked up, the rest before");
+
+    let location = store.locate(vec![*id(2).as_bytes()]).await.unwrap()[0].unwrap();
+    let (record, kind, reason) = (*id(2).as_bytes(), location.kind, "a test".to_owned());
+    store.quarantine(crate::store::DamagedRecord { place: location.place(), id: record, kind, reason });
+    assert!(!is_sound(&third));
+    assert_eq!(damaged_ranges(&place, 3).await, 1);
+    assert!(!is_sound(&third));
+}
