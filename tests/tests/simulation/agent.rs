@@ -1,4 +1,8 @@
-//! An agent with its volumes: backs up as the real job does, with the real sink, and remembers what it was told.
+//! An agent with its volumes: backs up as the real job does, with the real sink, and remembers what it was told. What it
+//! does beside that is in [`deeds`].
+
+#[path = "deeds.rs"]
+mod deeds;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -12,9 +16,9 @@ use thinbak_agent::{
 use thinbak_proto::{
     Failed, FailureKind, MAX_MESSAGE_LEN,
     v1::{
-        BackupBegin, DeleteGenerationRequest, Generation, GenerationSelector, GetGenerationRequest, Point,
-        ProtectGenerationRequest, VolumeName, content_client::ContentClient, generation_selector::Which,
-        ingest_client::IngestClient, repository_client::RepositoryClient,
+        BackupBegin, Generation, GenerationSelector, GetGenerationRequest, Point, VolumeName,
+        content_client::ContentClient, generation_selector::Which, ingest_client::IngestClient,
+        repository_client::RepositoryClient,
     },
 };
 use uuid::Uuid;
@@ -37,6 +41,7 @@ pub(crate) struct Attempt {
 }
 
 /// The last generation that the agent knows, and the snapshot that is its content.
+#[derive(Clone)]
 struct Base {
     generation: Generation,
     image: Arc<Image>,
@@ -50,13 +55,37 @@ pub(crate) struct Volume {
     /// By the identity of the point, in the order in which they were made.
     pub(crate) attempts: BTreeMap<String, Attempt>,
     pub(crate) deletions: BTreeMap<u64, Heard>,
+    last_deleted: Option<u64>,
 }
 
 pub(crate) struct Agent {
     channel: BoxedChannel,
     random: StdRng,
     pub(crate) volumes: Vec<Volume>,
+    pub(crate) done: Deeds,
+}
+
+/// What agents did that was not refused, however it ended.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Deeds {
     pub(crate) backups: u64,
+    /// Deletions undone.
+    pub(crate) undeletions: u64,
+    pub(crate) prunes: u64,
+    /// Generations that were read to the end although they were deleted and collected meanwhile.
+    pub(crate) held: u64,
+    /// Backups refused that named chunks as present without asking.
+    pub(crate) refused: u64,
+}
+
+impl Deeds {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.backups += other.backups;
+        self.undeletions += other.undeletions;
+        self.prunes += other.prunes;
+        self.held += other.held;
+        self.refused += other.refused;
+    }
 }
 
 /// A client's view of the services.
@@ -66,6 +95,10 @@ pub(crate) struct Clients(pub(crate) BoxedChannel);
 impl Clients {
     pub(crate) fn repository(&self) -> RepositoryClient<BoxedChannel> {
         RepositoryClient::new(self.0.clone()).max_decoding_message_size(MAX_MESSAGE_LEN)
+    }
+
+    fn content(&self) -> ContentClient<BoxedChannel> {
+        ContentClient::new(self.0.clone()).max_decoding_message_size(MAX_MESSAGE_LEN)
     }
 
     fn ingest(&self) -> IngestClient<BoxedChannel> {
@@ -78,8 +111,7 @@ impl Clients {
         generation: &Generation,
         image: &Image,
     ) -> Result<Option<String>, Failed> {
-        let content = ContentClient::new(self.0.clone()).max_decoding_message_size(MAX_MESSAGE_LEN);
-        let mut source = GenerationSource::new(content, None, generation, None)?;
+        let mut source = GenerationSource::new(self.content(), None, generation, None)?;
         let mut sink = ImageSink::default();
         pump(&mut source, &mut sink, &Progress::default()).await?;
         if generation.size_bytes != image.size {
@@ -103,24 +135,29 @@ impl Agent {
             base: None,
             attempts: BTreeMap::new(),
             deletions: BTreeMap::new(),
+            last_deleted: None,
         };
         let volumes = (0..2).map(volume).collect();
-        Self { channel, random, volumes, backups: 0 }
+        Self { channel, random, volumes, done: Deeds::default() }
     }
 
     /// Does one thing. An error is what the job would report.
     pub(crate) async fn act(&mut self) -> Result<(), Failed> {
         let which = self.random.random_range(0..self.volumes.len());
-        match self.random.random_range(0..10) {
+        match self.random.random_range(0..15) {
             0..6 => self.back_up(which).await,
             6..8 => self.delete(which).await,
             8 => self.protect(which).await,
+            9 => self.prune(which).await,
+            10 | 11 => self.undelete(which).await,
+            12 => self.hold(which).await,
+            13 => self.presume(which).await,
             _ => self.restore(which).await,
         }
     }
 
     async fn back_up(&mut self, which: usize) -> Result<(), Failed> {
-        self.backups += 1;
+        self.done.backups += 1;
         let clients = Clients(self.channel.clone());
         let Self { random, volumes, .. } = self;
         let volume = &mut volumes[which];
@@ -129,18 +166,8 @@ impl Agent {
         }
         let (image, batch) = (Arc::new(volume.image.clone()), random.random_range(1..64));
         volume.check_base(&clients).await?;
-        let identity = format!("{}-{:04}", volume.uuid, volume.attempts.len());
-        volume.attempts.insert(identity.clone(), Attempt { image: Arc::clone(&image), committed: None });
+        let (identity, begin) = volume.begin(&image, volume.base.clone().as_ref());
         let base = volume.base.as_ref();
-        let begin = BackupBegin {
-            volume_uuid: volume.uuid.to_string(),
-            volume_name: volume.name.clone(),
-            size_bytes: image.size,
-            parent: base.map_or(0, |base| base.generation.number),
-            parent_root: base.map(|base| base.generation.root.clone()).unwrap_or_default(),
-            point: Some(Point { identity: identity.clone(), ..Point::default() }),
-            ..BackupBegin::default()
-        };
         let mut sink = GenerationSink::begin(clients.ingest(), begin).await?;
         let mut source = ImageSource::new(Arc::clone(&image), base.map(|base| &*base.image), batch);
         pump(&mut source, &mut sink, &Progress::default()).await?;
@@ -152,39 +179,7 @@ impl Agent {
                 return Err(Failed::new(FailureKind::Damaged, message));
             }
         };
-        if let Some(attempt) = volume.attempts.get_mut(&identity) {
-            attempt.committed = Some(generation.clone());
-        }
-        volume.base = Some(Base { generation, image });
-        Ok(())
-    }
-
-    /// Any generation that the agent heard of; the server refuses the newest and the protected.
-    async fn delete(&mut self, which: usize) -> Result<(), Failed> {
-        let clients = Clients(self.channel.clone());
-        let Some(number) = self.any_generation(which) else { return Ok(()) };
-        let volume = &mut self.volumes[which];
-        let (name, selector) = named(volume, number);
-        let deleted =
-            clients.repository().delete_generation(DeleteGenerationRequest { volume: name, selector }).await;
-        match deleted.map_err(Failed::from) {
-            Ok(_) => volume.deletions.insert(number, Heard::Done),
-            // Told that it was not done.
-            Err(failed) if failed.kind == FailureKind::Refused => return Ok(()),
-            Err(failed) => {
-                volume.deletions.entry(number).or_insert(Heard::Nothing);
-                return Err(failed);
-            }
-        };
-        Ok(())
-    }
-
-    async fn protect(&mut self, which: usize) -> Result<(), Failed> {
-        let Some(number) = self.any_generation(which) else { return Ok(()) };
-        let protected = self.random.random_bool(0.5);
-        let (volume, selector) = named(&self.volumes[which], number);
-        let request = ProtectGenerationRequest { volume, selector, protected };
-        Clients(self.channel.clone()).repository().protect_generation(request).await?;
+        volume.committed(&identity, generation, &image);
         Ok(())
     }
 
@@ -213,6 +208,29 @@ impl Agent {
 }
 
 impl Volume {
+    /// Notes an attempt, and how it begins: its identity is the point's.
+    fn begin(&mut self, image: &Arc<Image>, base: Option<&Base>) -> (String, BackupBegin) {
+        let identity = format!("{}-{:04}", self.uuid, self.attempts.len());
+        self.attempts.insert(identity.clone(), Attempt { image: Arc::clone(image), committed: None });
+        let begin = BackupBegin {
+            volume_uuid: self.uuid.to_string(),
+            volume_name: self.name.clone(),
+            size_bytes: image.size,
+            parent: base.map_or(0, |base| base.generation.number),
+            parent_root: base.map(|base| base.generation.root.clone()).unwrap_or_default(),
+            point: Some(Point { identity: identity.clone(), ..Point::default() }),
+            ..BackupBegin::default()
+        };
+        (identity, begin)
+    }
+
+    fn committed(&mut self, identity: &str, generation: Generation, image: &Arc<Image>) {
+        if let Some(attempt) = self.attempts.get_mut(identity) {
+            attempt.committed = Some(generation.clone());
+        }
+        self.base = Some(Base { generation, image: Arc::clone(image) });
+    }
+
     /// The generations that the agent was told of.
     pub(crate) fn heard(&self) -> impl Iterator<Item = (u64, &Generation)> {
         let committed = self.attempts.values().filter_map(|attempt| attempt.committed.as_ref());

@@ -67,10 +67,13 @@ pub(crate) async fn check(
     Ok((listed.len() as u64, unheard))
 }
 
-/// Frees what nothing needs, without grace; returns what was planned.
-pub(crate) async fn collect(clients: &Clients, dry_run: bool) -> Result<CollectPlan, Failed> {
-    let request =
-        CollectRequest { dry_run, threshold: Some(1.0), grace_ms: Some(0), ..CollectRequest::default() };
+/// Frees what nothing needs, without grace or another one than the repository's; returns what was planned.
+pub(crate) async fn collect(
+    clients: &Clients,
+    dry_run: bool,
+    grace_ms: Option<u64>,
+) -> Result<CollectPlan, Failed> {
+    let request = CollectRequest { dry_run, threshold: Some(1.0), grace_ms, ..CollectRequest::default() };
     let mut events = clients.repository().collect(request).await?.into_inner();
     let mut planned = CollectPlan::default();
     while let Some(event) = events.message().await? {
@@ -83,7 +86,7 @@ pub(crate) async fn collect(clients: &Clients, dry_run: bool) -> Result<CollectP
 
 /// Nothing that no generation needs stays when nobody does anything any more.
 pub(crate) async fn check_nothing_leaks(clients: &Clients) -> Result<()> {
-    let plan = collect(clients, true).await?;
+    let plan = collect(clients, true, Some(0)).await?;
     let left = [plan.dead_packs, plan.repack_packs, plan.kept_dead_bytes, plan.lost_chunks];
     ensure!(left == [0; 4], "left after a collection: {plan:?}");
     Ok(())

@@ -10,11 +10,14 @@ use std::{
     },
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tempfile::TempDir;
+use thinbak_proto::FailureKind;
 use thinbak_server::{
-    Clock, Environment, InitOptions, Random, Repository, RepositoryError, testing::MemoryMedium,
+    Clock, Damage, Environment, InitOptions, Random, Repository, RepositoryError, rebuild_catalogue_in,
+    store::{Problem, StoreError},
+    testing::MemoryMedium,
 };
 use tokio::sync::watch;
 
@@ -59,16 +62,12 @@ impl Server {
 
     /// Starts the server and lets clients reach it.
     pub(crate) async fn start(&mut self, network: &Network) -> Result<()> {
-        let (clock, draws) = (Arc::clone(&self.clock), Arc::clone(&self.draws));
-        let random = move || StdRng::seed_from_u64(draws.fetch_add(1, Ordering::Relaxed)).random();
-        let clock = Clock::new(move || clock.fetch_add(1, Ordering::Relaxed));
-        let environment =
-            Environment::new(clock, Random::new(random)).with_packs_in(Arc::clone(&self.medium));
+        let environment = self.environment();
         let repository = loop {
             match Repository::open_in(&repository(&self.dir), environment.clone()).await {
                 Ok(repository) => break repository,
                 // A thread of the process before has the index for a moment more.
-                Err(RepositoryError::Store(error)) if error.to_string().contains("another process") => {
+                Err(RepositoryError::Store(StoreError::IndexLocked { .. })) => {
                     tokio::task::yield_now().await;
                 }
                 Err(error) => return Err(error).context("the repository does not open"),
@@ -78,6 +77,32 @@ impl Server {
         network.connect(thinbak_server::routes(Arc::clone(&repository)), down.subscribe());
         self.process = Some(Process { repository, down });
         Ok(())
+    }
+
+    /// Makes the catalogue of the server, which is stopped, anew from the packs.
+    pub(crate) async fn rebuild_catalogue(&self) -> Result<()> {
+        loop {
+            match rebuild_catalogue_in(&repository(&self.dir), &self.environment()).await {
+                Ok(rebuilt) => {
+                    // A header that was torn when power failed costs nothing.
+                    let torn = |damage: &Damage| {
+                        matches!(damage, Damage::Store(Problem::PackHeader { .. } | Problem::Skipped { .. }))
+                    };
+                    let damage: Vec<_> = rebuilt.damage.iter().filter(|damage| !torn(damage)).collect();
+                    ensure!(damage.is_empty(), "the rebuilt catalogue lacks something: {damage:?}");
+                    return Ok(());
+                }
+                Err(failed) if failed.kind == FailureKind::Busy => tokio::task::yield_now().await,
+                Err(failed) => return Err(failed).context("the catalogue cannot be rebuilt"),
+            }
+        }
+    }
+
+    fn environment(&self) -> Environment {
+        let (clock, draws) = (Arc::clone(&self.clock), Arc::clone(&self.draws));
+        let random = move || StdRng::seed_from_u64(draws.fetch_add(1, Ordering::Relaxed)).random();
+        let clock = Clock::new(move || clock.fetch_add(1, Ordering::Relaxed));
+        Environment::new(clock, Random::new(random)).with_packs_in(Arc::clone(&self.medium))
     }
 
     /// Where the catalogue is kept as it was when power failed.

@@ -8,7 +8,7 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use thinbak_proto::FailureKind;
 
 use crate::{
-    agent::{Agent, Clients},
+    agent::{Agent, Clients, Deeds},
     checker::{check, check_nothing_leaks, collect},
     network::Network,
     server::{End, Server},
@@ -16,11 +16,12 @@ use crate::{
 
 const AGENTS: usize = 3;
 const ROUNDS: usize = 12;
+const DAY_MS: u64 = 86_400_000;
 
 /// What happened, so that it can be seen that it did.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Seen {
-    backups: u64,
+    done: Deeds,
     failures: u64,
     generations: u64,
     /// Generations that are there although their agents were never told.
@@ -31,11 +32,12 @@ pub(crate) struct Seen {
     powers_lost: u64,
     kills: u64,
     collections: u64,
+    rebuilds: u64,
 }
 
 impl Seen {
     pub(crate) fn add(&mut self, other: &Self) {
-        self.backups += other.backups;
+        self.done.add(&other.done);
         self.failures += other.failures;
         self.generations += other.generations;
         self.unheard += other.unheard;
@@ -45,15 +47,18 @@ impl Seen {
         self.powers_lost += other.powers_lost;
         self.kills += other.kills;
         self.collections += other.collections;
+        self.rebuilds += other.rebuilds;
     }
 
     /// Everything that these seeds are there for has happened.
     pub(crate) fn assert_eventful(&self) {
-        let Self { backups, failures, generations, unheard, connections_cut, .. } = *self;
-        let happened = [backups, failures, generations, unheard, connections_cut];
+        let Self { done, failures, generations, unheard, connections_cut, rebuilds, .. } = *self;
+        let Deeds { backups, undeletions, prunes, held, refused } = done;
+        let happened = [failures, generations, unheard, connections_cut, rebuilds];
+        let done = [backups, undeletions, prunes, held, refused];
         let faults =
             [self.commits_lost, self.operations_failed, self.powers_lost, self.kills, self.collections];
-        assert!(happened.into_iter().chain(faults).all(|count| count > 0), "{self:?}");
+        assert!(happened.into_iter().chain(done).chain(faults).all(|count| count > 0), "{self:?}");
     }
 }
 
@@ -105,14 +110,15 @@ impl World {
         let (generations, unheard) = self.check().await.context("at the end")?;
         // What is in the pack being written is looked at when that is complete.
         for _ in 0..2 {
-            collect(&self.checker, false).await?;
+            collect(&self.checker, false, Some(0)).await?;
             self.restart(End::Closed).await?;
         }
         check_nothing_leaks(&self.checker).await?;
         self.check().await.context("after the last collection")?;
         let (connections_cut, commits_lost) = self.network.counts();
-        let backups = self.agents.iter().map(|agent| agent.backups).sum();
-        Ok(Seen { generations, unheard, connections_cut, commits_lost, backups, ..self.seen })
+        let mut done = Deeds::default();
+        self.agents.iter().for_each(|agent| done.add(&agent.done));
+        Ok(Seen { generations, unheard, connections_cut, commits_lost, done, ..self.seen })
     }
 
     fn draw_trouble(&mut self) -> Trouble {
@@ -144,10 +150,12 @@ impl World {
         places.truncate(self.random.random_range(1..=AGENTS));
         let acting = self.agents.iter_mut().enumerate().filter(|(place, _)| places.contains(place));
         let collects = self.random.random_bool(0.4);
+        // Mostly so that deletions can be undone for a while.
+        let grace_ms = if self.random.random_bool(0.3) { Some(0) } else { Some(2 * DAY_MS) };
         let collector = self.collector.clone();
         let collecting = async {
             match collects {
-                true => collect(&collector, false).await.map(|_| ()),
+                true => collect(&collector, false, grace_ms).await.map(|_| ()),
                 false => Ok(()),
             }
         };
@@ -173,7 +181,7 @@ impl World {
     }
 
     fn pass_time(&mut self) {
-        let step = self.random.random_range(0..86_400_000);
+        let step = self.random.random_range(0..DAY_MS);
         let clock = &self.server.clock;
         // Sometimes somebody sets it back; by so little that generations still get later and later.
         match self.random.random_bool(0.1) {
@@ -213,6 +221,10 @@ impl World {
     async fn restart(&mut self, end: End) -> Result<()> {
         self.seen.kills += u64::from(end == End::Killed);
         self.server.end(&self.network, end, &mut self.random).await?;
+        if self.random.random_bool(0.25) {
+            self.seen.rebuilds += 1;
+            self.server.rebuild_catalogue().await?;
+        }
         self.server.start(&self.network).await
     }
 
