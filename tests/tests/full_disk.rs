@@ -52,7 +52,8 @@ fn get(address: &str, path: &str) -> Result<String> {
     Ok(answer)
 }
 
-/// Waits until the health says what it should; how it changes is asynchronous.
+/// Waits until the health says what it should. The server looks at its disk now and then, and tells nobody when that has
+/// changed: it can only be asked again. Bounded, so that a health that never changes fails the test.
 fn await_health(address: &str, state: &str) -> Result<String> {
     let since = Instant::now();
     loop {
