@@ -115,7 +115,7 @@ pub(crate) struct Catalogue {
 impl Catalogue {
     /// Makes an empty catalogue where none is.
     pub(crate) async fn create(path: &Path, changes: &ChangeGate) -> Result<(), CatalogueError> {
-        let catalogue = Self::connect(path, true, changes).await?;
+        let catalogue = Self::connect(path, true, changes, 1).await?;
         MIGRATOR.run(&catalogue.pool).await.map_err(CatalogueError::Migrate)?;
         catalogue.close().await;
         Ok(())
@@ -123,10 +123,21 @@ impl Catalogue {
 
     /// Opens a catalogue, checks that it is sound and brings its schema up to date.
     pub(crate) async fn open(path: &Path, changes: &ChangeGate) -> Result<Self, CatalogueError> {
+        Self::open_with(path, changes, CONNECTIONS).await
+    }
+
+    /// The same for one that is all in its file once it is closed: of several connections that are closed at the same
+    /// time each may leave the write-ahead log to another.
+    pub(crate) async fn open_draft(path: &Path, changes: &ChangeGate) -> Result<Self, CatalogueError> {
+        Self::open_with(path, changes, 1).await
+    }
+
+    async fn open_with(path: &Path, changes: &ChangeGate, connections: u32) -> Result<Self, CatalogueError> {
         if !path.is_file() {
             return Err(CatalogueError::Damaged { path: path.into(), reason: "the file is missing".into() });
         }
-        let catalogue = Self::connect(path, false, changes).await.map_err(|error| damaged(path, error))?;
+        let catalogue =
+            Self::connect(path, false, changes, connections).await.map_err(|error| damaged(path, error))?;
         let verdict: Vec<String> = sqlx::query_scalar("PRAGMA quick_check(1)")
             .fetch_all(&catalogue.pool)
             .await
@@ -141,7 +152,12 @@ impl Catalogue {
         Ok(catalogue)
     }
 
-    async fn connect(path: &Path, create: bool, changes: &ChangeGate) -> Result<Self, CatalogueError> {
+    async fn connect(
+        path: &Path,
+        create: bool,
+        changes: &ChangeGate,
+        connections: u32,
+    ) -> Result<Self, CatalogueError> {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(create)
@@ -150,7 +166,7 @@ impl Catalogue {
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT);
         let pool = SqlitePoolOptions::new()
-            .max_connections(CONNECTIONS)
+            .max_connections(connections)
             .idle_timeout(None)
             .max_lifetime(None)
             .after_connect(guard(changes.clone()))

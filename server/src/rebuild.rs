@@ -135,7 +135,7 @@ pub async fn restore_catalogue(dir: &Path, copy: &Path) -> Result<Rebuilt, Faile
 
 /// That the copy is whole, and a catalogue of this repository; and what it says is damaged.
 async fn check_copy(draft: &Path, repository: Uuid) -> Result<Vec<Quarantined>, CatalogueError> {
-    let catalogue = Catalogue::open(draft, &ChangeGate::default()).await?;
+    let catalogue = Catalogue::open_draft(draft, &ChangeGate::default()).await?;
     let checked = async {
         catalogue.check_is_of(repository).await?;
         catalogue.check_integrity().await?;
@@ -169,7 +169,7 @@ async fn fill(
     let mut damages = std::mem::take(&mut survey.damages);
     store.problems().into_iter().for_each(|problem| damages.add(Damage::Store(problem)));
 
-    let catalogue = Catalogue::open(draft, &environment.changes).await?;
+    let catalogue = Catalogue::open_draft(draft, &environment.changes).await?;
     let now_ms = environment.clock.now_ms();
     let merged = merge::merge(&catalogue, store, &survey, &mut damages, now_ms).await;
     let checked = match merged {

@@ -14,6 +14,7 @@ fn watched(program: &Program, words: &[String]) -> Result<(thinbak_tests::Outcom
     let mut peak = 0;
     while !running.has_ended()? {
         peak = peak.max(running.peak_rss().unwrap_or(0));
+        // A sample: the kernel keeps the peak, which is gone with the process.
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok((running.wait()?.expect(0)?, peak))

@@ -205,6 +205,7 @@ fn a_rebuild_may_be_killed_at_any_moment() -> Result<()> {
     let mut killed = 0;
     for _ in 0..12 {
         let mut running = life.world.server.start(&["rebuild-catalogue", "--repo", &repo])?;
+        // The moment of the kill is the random thing under test.
         std::thread::sleep(std::time::Duration::from_millis(random.random_range(0..120)));
         killed += u32::from(running.kill()?);
         // With the old catalogue or the new one, what can be seen is the same.

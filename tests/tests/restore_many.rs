@@ -393,6 +393,7 @@ fn a_restore_whose_server_is_killed_fails_and_leaves_nothing() -> Result<()> {
         }
         let words = ["restore", "p/v:all", "--server", &url, "--json", "--to", &target.copy()];
         let running = world.thinbak.start(&words)?;
+        // The moment of the kill is the random thing under test.
         std::thread::sleep(duration.mul_f64(random.random_range(0.0..1.05)));
         killed.kill()?;
         let outcome = running.wait()?;
@@ -421,7 +422,8 @@ fn an_interrupted_restore_leaves_nothing_and_can_be_run_again() -> Result<()> {
     let mut duration = Duration::from_secs(1);
     for _ in 0..rounds() {
         let running = world.thinbak.start(&words)?;
-        // So early that it is not told yet what to do when it is interrupted, it is simply ended.
+        // The moment is the random thing under test. So early that it is not told yet what to do when it is interrupted,
+        // it is simply ended.
         std::thread::sleep(duration.mul_f64(random.random_range(0.0..1.05)));
         let process = rustix::process::Pid::from_raw(i32::try_from(running.id())?).context("no process")?;
         rustix::process::kill_process(process, rustix::process::Signal::INT)?;
@@ -458,6 +460,7 @@ fn a_running_agent_takes_away_what_a_restore_that_failed_or_was_killed_has_begun
     for round in 0..rounds() {
         let words = world.with_repository(&["restore", "p/v:all", "--to", "q64/copy"]);
         let mut running = world.thinbak.start(&words)?;
+        // The moment of the kill is the random thing under test.
         std::thread::sleep(Duration::from_secs_f64(random.random_range(0.0..0.4)));
         if round % 2 == 0 {
             running.kill()?;

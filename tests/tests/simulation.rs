@@ -39,7 +39,7 @@ use anyhow::{Context as _, Result};
 use world::{Seen, World};
 
 /// Seeds of a run without an order; some two minutes on two cores.
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 250;
 /// Worlds that run side by side.
 const WORKERS: usize = 2;
 /// Nothing waits for a clock here: a seed that takes so long waits for something that never comes.

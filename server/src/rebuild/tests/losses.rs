@@ -192,7 +192,10 @@ async fn of_two_manifests_with_one_number_the_later_one_counts() {
     let (_, record) = Manifest::new(&dead, 1).record();
     world.repository.store.put(vec![record]).await.unwrap();
     let alone = copy_of(world.dir.path());
-    std::thread::sleep(std::time::Duration::from_millis(5));
+    // Until the clock shows a later moment than the dead one's.
+    while world.repository.now_ms() <= dead.created_at_ms {
+        std::thread::yield_now();
+    }
     let two = world.back_up_chunk((A, "h/p/a"), (0, 2), None).await.unwrap();
     let dir = world.close().await;
     rebuild_catalogue(dir.path()).await.unwrap();
