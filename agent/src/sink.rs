@@ -1,5 +1,6 @@
 //! Where change streams go.
 
+mod compress;
 mod file;
 mod generation;
 mod pack_chunks;

@@ -2,6 +2,7 @@
 //! chunk and map-node ids, the encoding of map nodes, how a failure travels, how lengths of time and moments are
 //! written, and what `--json` says of the events of jobs.
 
+mod codec;
 mod duration;
 mod failure;
 mod id;
@@ -9,6 +10,7 @@ pub mod json;
 mod map_node;
 mod moment;
 
+pub use codec::{MessageCodec, MessageEncoder};
 pub use duration::{InvalidDuration, format_duration, parse_duration};
 pub use failure::{Failed, FailureKind};
 pub use id::{ChunkId, ID_LEN, InvalidId, ManifestId, NodeId};

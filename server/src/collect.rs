@@ -7,8 +7,9 @@
 //!    what it names is not known. Chunks that are missing are only counted.
 //! 3. **Plan.** Of each sealed pack, what is in use ([`plan`]). A dry run ends here.
 //! 4. **Sweep.** Packs with nothing in use are removed first, which takes no space. Then those that are mostly dead, the
-//!    emptiest first: what is in use is copied, and the pack is removed ([`sweep`]). Right before a pack goes,
-//!    the store looks whether anybody relies on what was dead when it was marked.
+//!    emptiest first: what is in use is copied, and the pack is removed ([`sweep`]). In the end small packs, where there
+//!    are many, are put together in the same way. Right before a pack goes, the store looks whether anybody relies on
+//!    what was dead when it was marked.
 //!
 //! It may be killed anywhere: a record is copied before its pack goes, and the index never points to a pack that
 //! is gone. What was begun is taken up by the next collection.

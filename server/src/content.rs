@@ -9,7 +9,7 @@ use futures::{Stream, StreamExt as _, stream};
 use thinbak_proto::{ChunkId, Failed, FailureKind, ID_LEN, NodeId, v1};
 use tonic::{Request, Response, Status};
 
-pub(crate) use plain::{PlainError, Unpacker};
+pub(crate) use plain::{PlainError, Unpacker, Unpackers};
 
 use crate::{
     repository::Repository,

@@ -146,5 +146,15 @@ fn record(kind: Kind, encoded: Vec<u8>) -> (ManifestId, NewRecord) {
     let stored = Bytes::from(encoded);
     // A manifest is some hundred bytes: its strings are bounded where it comes in.
     let plain_len = u32::try_from(stored.len()).unwrap_or(u32::MAX);
-    (id, NewRecord { kind, id: *id.as_bytes(), codec: CODEC_PLAIN as u8, plain_len, stored })
+    (
+        id,
+        NewRecord {
+            kind,
+            id: *id.as_bytes(),
+            codec: CODEC_PLAIN as u8,
+            plain_len,
+            stored,
+            stored_hash: None,
+        },
+    )
 }

@@ -45,6 +45,7 @@ pub(crate) use volumes::{check_volume_name, selector_of};
 
 use crate::{
     catalogue::{CATALOGUE_NAME, Catalogue, finish_swap},
+    content::Unpackers,
     environment::{ChangeGate, Environment},
     metrics::Metrics,
     retention::RetentionRule,
@@ -70,6 +71,8 @@ pub struct Repository {
     pub(crate) sound: SoundTrees,
     /// Limits the threads that hash and decompress.
     pub(crate) processors: Arc<Semaphore>,
+    /// What decompresses and identifies chunks.
+    pub(crate) unpackers: Unpackers,
     /// Limits the memory taken by chunks on their way out.
     pub(crate) readers: Arc<Semaphore>,
     /// Held while a generation is deleted or its protection changed, so that the record and the catalogue
@@ -141,6 +144,7 @@ impl Repository {
             tracing::warn!(repository = %dir.display(), %problem, "opened with a problem");
         }
         damage::settle(&store, &known).await?;
+        let chunk_bytes = file.chunk_bytes;
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let repository = Arc::new(Self {
             dir: dir.into(),
@@ -152,6 +156,7 @@ impl Repository {
             pins: Arc::default(),
             sound: SoundTrees::default(),
             processors: Arc::new(Semaphore::new(processors)),
+            unpackers: Unpackers::new(chunk_bytes),
             readers: Arc::new(Semaphore::new(READERS)),
             marking: tokio::sync::Mutex::default(),
             collecting: tokio::sync::Mutex::default(),

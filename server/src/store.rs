@@ -8,6 +8,7 @@
 //! The packs are the truth. The index is derived from them and made anew from them when it is missing,
 //! damaged or behind.
 
+mod append_file;
 mod audit;
 mod error;
 mod format;

@@ -6,16 +6,15 @@
 //! backed up is asserted.
 
 use std::{
-    os::unix::fs::FileExt as _,
     path::Path,
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
-use thinbak_engine::EmbeddedPool;
 use thinbak_tests::{
-    Limits, Mix, Outcome, Program, Scratch, changed_copy, hash_file, measure, program, summary_of, write_mix,
+    Limits, Mix, Program, Scratch, Timed, changed_copy, hash_file, import, measure, program, setting,
+    summary_of, threads, timed, write_changes, write_mix,
 };
 
 const BLOCK: u64 = 64 * 1024;
@@ -42,10 +41,6 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn setting(name: &str, default: f64) -> f64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
-
 fn one_run(folder: &Path, first: &Path, second: &Path, changed: &[u64], limits: &Limits) -> Result<()> {
     let thinbak = program("thinbak", &folder.join("state"))?;
     let server = program("thinbak-server", &folder.join("state"))?;
@@ -56,25 +51,27 @@ fn one_run(folder: &Path, first: &Path, second: &Path, changed: &[u64], limits: 
     server.ok(&["init", "--repo", &repo_name])?;
     let size = (limits.bytes * 3).next_multiple_of(BLOCK);
     thinbak.ok(&["pool", "create", &pool_name, "--size", &size.to_string()])?;
+    let since = Instant::now();
     import(&thinbak, &volume, first)?;
+    say(&format!("volume import: {:.2} s", since.elapsed().as_secs_f64()));
 
     let backup = ["--repo", &repo_name, "--json", "backup", &volume];
-    let full = timed(&thinbak, &backup)?;
-    line("first backup", &full, limits.bytes, Some(pipeline(limits)))?;
-    write_changes(&pool, second, changed)?;
-    let one = timed(&thinbak, &backup)?;
+    let full = run(&thinbak, &backup)?;
+    line("first backup", &full, limits.bytes, Some(limits.backup()))?;
+    write_changes(&pool, "volume", second, changed)?;
+    let one = run(&thinbak, &backup)?;
     let changed_bytes = changed.len() as u64 * BLOCK;
     let share = changed_bytes as f64 / limits.bytes as f64;
-    line("backup of 1 %", &one, changed_bytes, Some(pipeline(limits).mul_f64(share)))?;
-    let none = timed(&thinbak, &backup)?;
+    line("backup of 1 %", &one, changed_bytes, Some(limits.backup().mul_f64(share)))?;
+    let none = run(&thinbak, &backup)?;
     line("backup of nothing", &none, 0, None)?;
 
     let name = summary_of(&one.outcome)?;
     let name = name.get("volume").and_then(Value::as_str).unwrap_or_default().to_owned();
     for (number, source) in [(1, first), (2, second)] {
         let (target, restored) = (format!("{pool_name}/restored"), format!("{name}:{number}"));
-        let done = timed(&thinbak, &["--repo", &repo_name, "--json", "restore", &restored, "--to", &target])?;
-        line(&format!("restore of generation {number}"), &done, limits.bytes, Some(restore_limit(limits)))?;
+        let done = run(&thinbak, &["--repo", &repo_name, "--json", "restore", &restored, "--to", &target])?;
+        line(&format!("restore of generation {number}"), &done, limits.bytes, Some(limits.restore()))?;
         let copy = folder.join("copy.img");
         let mut export = thinbak.command(&["volume", "export", &target]);
         ensure!(export.stdout(std::fs::File::create(&copy)?).status()?.success(), "export failed");
@@ -85,66 +82,15 @@ fn one_run(folder: &Path, first: &Path, second: &Path, changed: &[u64], limits: 
     Ok(())
 }
 
-fn import(thinbak: &Program, volume: &str, image: &Path) -> Result<()> {
-    let mut command = thinbak.command(&["volume", "import", volume]);
-    let since = Instant::now();
-    ensure!(command.stdin(std::fs::File::open(image)?).status()?.success(), "import failed");
-    say(&format!("volume import: {:.2} s", since.elapsed().as_secs_f64()));
-    Ok(())
-}
-
-/// Brings the volume to the second image, writing nothing but the changed blocks.
-fn write_changes(pool: &Path, second: &Path, changed: &[u64]) -> Result<()> {
-    let pool = EmbeddedPool::open(pool)?;
-    let volume = pool.volume("volume")?;
-    let image = std::fs::File::open(second)?;
-    let mut block = vec![0; BLOCK as usize];
-    for number in changed {
-        image.read_exact_at(&mut block, number * BLOCK)?;
-        pool.write(&volume, number * BLOCK, &block)?;
-    }
-    Ok(pool.flush()?)
-}
-
-struct Timed {
-    outcome: Outcome,
-    wall: Duration,
-    peak_rss: u64,
-}
-
-fn timed(program: &Program, arguments: &[&str]) -> Result<Timed> {
-    let since = Instant::now();
-    let mut running = program.start(arguments)?;
-    let mut peak_rss = 0;
-    // The peak only ever grows, so a sample now and then catches it.
-    while !running.has_ended()? {
-        peak_rss = peak_rss.max(running.peak_rss().unwrap_or(0));
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let wall = since.elapsed();
-    Ok(Timed { outcome: running.wait()?.expect(0)?, wall, peak_rss })
-}
-
-/// A backup's work on two threads: one read, two BLAKE3 passes, one compression, one decompression, one
-/// write of the compressed bytes.
-fn pipeline(limits: &Limits) -> Duration {
-    let work = limits.read + 2 * limits.hash + limits.compress + limits.decompress + limits.write_compressed;
-    work / threads()
-}
-
-/// A restore's work on two threads: one decompression, one BLAKE3 pass, one write.
-fn restore_limit(limits: &Limits) -> Duration {
-    (limits.decompress + limits.hash + limits.write_plain) / threads()
-}
-
-fn threads() -> u32 {
-    std::thread::available_parallelism().map_or(1, |count| count.get() as u32)
+fn run(program: &Program, arguments: &[&str]) -> Result<Timed> {
+    let Timed { outcome, cost } = timed(&mut program.command(arguments), None)?;
+    Ok(Timed { outcome: outcome.expect(0)?, cost })
 }
 
 fn line(what: &str, timed: &Timed, bytes: u64, limit: Option<Duration>) -> Result<()> {
     let summary = summary_of(&timed.outcome)?;
     let mib = |field: &str| summary.get(field).and_then(Value::as_u64).unwrap_or(0) as f64 / 1048576.0;
-    let seconds = timed.wall.as_secs_f64();
+    let seconds = timed.cost.wall.as_secs_f64();
     let ratio = limit.map_or(String::new(), |limit| {
         format!(
             ", {:.0} % of the limit of {:.2} s",
@@ -159,7 +105,7 @@ fn line(what: &str, timed: &Timed, bytes: u64, limit: Option<Duration>) -> Resul
         mib("sent_bytes"),
         mib("stored_bytes"),
         summary.get("msnap_held_seconds").and_then(Value::as_f64).unwrap_or(0.0),
-        timed.peak_rss as f64 / 1048576.0,
+        timed.cost.peak_rss as f64 / 1048576.0,
     ));
     Ok(())
 }

@@ -8,8 +8,11 @@ use std::{
     process::{Child, ChildStdout, Command, Stdio},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use rand::{Rng as _, RngCore as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
+use thinbak_engine::EmbeddedPool;
+
+use crate::{Program, spawn};
 
 /// Unit of the mix in bytes.
 const BLOCK: usize = 64 * 1024;
@@ -125,4 +128,31 @@ pub fn changed_copy(from: &Path, to: &Path, mix: Mix, changed: usize) -> Result<
         file.write_all_at(&block, number * BLOCK as u64)?;
     }
     Ok(numbers)
+}
+
+/// Makes a volume of an image, with `thinbak volume import`.
+///
+/// # Errors
+/// An import that fails.
+pub fn import(thinbak: &Program, volume: &str, image: &Path) -> Result<()> {
+    let mut command = thinbak.command(&["volume", "import", volume]);
+    let status = spawn(command.stdin(File::open(image)?))?.wait()?;
+    ensure!(status.success(), "import failed");
+    Ok(())
+}
+
+/// Brings `volume` of the pool in a directory to the content of `image`, writing nothing but the changed blocks.
+///
+/// # Errors
+/// A pool that another process has open, an image that is too short.
+pub fn write_changes(pool: &Path, volume: &str, image: &Path, changed: &[u64]) -> Result<()> {
+    let pool = EmbeddedPool::open(pool)?;
+    let volume = pool.volume(volume)?;
+    let image = File::open(image)?;
+    let mut block = vec![0; BLOCK];
+    for number in changed {
+        image.read_exact_at(&mut block, number * BLOCK as u64)?;
+        pool.write(&volume, number * BLOCK as u64, &block)?;
+    }
+    Ok(pool.flush()?)
 }

@@ -9,7 +9,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+
+use crate::peak_rss_of;
 
 /// Held while a child process is between its birth and its program: until then it holds copies of this
 /// process's open files, and with them the locks of pools.
@@ -162,9 +165,7 @@ impl Running {
     /// The most memory it has had resident so far, in bytes; `None` once it has ended.
     #[must_use]
     pub fn peak_rss(&self) -> Option<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-        line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+        peak_rss_of(self.id())
     }
 }
 
@@ -217,17 +218,29 @@ impl ServerProcess {
     /// The most memory it has had resident so far, in bytes.
     #[must_use]
     pub fn peak_rss(&self) -> Option<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-        line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+        peak_rss_of(self.id())
+    }
+
+    /// Ends it with SIGTERM and waits; what it logged.
+    pub fn stop(mut self) -> Result<String> {
+        let id = i32::try_from(self.id()).ok().and_then(Pid::from_raw).context("no process id")?;
+        kill_process(id, Signal::TERM)?;
+        let status = self.child.wait()?;
+        let log = self.take_log();
+        ensure!(status.success(), "the server ended with {status}: {log}");
+        Ok(log)
+    }
+
+    fn take_log(&mut self) -> String {
+        let log = std::mem::replace(&mut self.log, std::thread::spawn(String::new));
+        log.join().unwrap_or_default()
     }
 
     /// Ends it with SIGKILL; what it logged.
     pub fn kill(mut self) -> Result<String> {
         self.child.kill()?;
         self.child.wait()?;
-        let log = std::mem::replace(&mut self.log, std::thread::spawn(String::new));
-        Ok(log.join().unwrap_or_default())
+        Ok(self.take_log())
     }
 }
 

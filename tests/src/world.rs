@@ -150,7 +150,7 @@ impl World {
 
     /// Opens the pool in this process; no command may use it meanwhile.
     pub fn open_pool(&self) -> Result<OpenPool> {
-        Ok(OpenPool(Some(EmbeddedPool::open(&self.pool_dir()).context("opening the pool")?)))
+        OpenPool::open(&self.pool_dir())
     }
 
     /// Asks the independent judge and our own checker about the pool, and that nothing is left over: no
@@ -170,6 +170,13 @@ impl World {
 /// A pool opened in this process. When it is dropped its locks are gone, also those that a child of another
 /// test had a copy of.
 pub struct OpenPool(Option<EmbeddedPool>);
+
+impl OpenPool {
+    /// Opens the pool in a directory; no command may use it meanwhile.
+    pub fn open(dir: &Path) -> Result<Self> {
+        Ok(Self(Some(EmbeddedPool::open(dir).context("opening the pool")?)))
+    }
+}
 
 impl Deref for OpenPool {
     type Target = EmbeddedPool;

@@ -126,6 +126,10 @@ fn plan_lines(plan: &CollectPlan) -> Vec<String> {
             human::bytes(plan.repack_live_bytes)
         ));
     }
+    if plan.merge_packs > 0 {
+        let bytes = human::bytes(plan.merge_live_bytes);
+        lines.push(format!("  {} small packs are put together: {bytes} are copied", plan.merge_packs));
+    }
     if plan.kept_dead_bytes > 0 {
         let bytes = human::bytes(plan.kept_dead_bytes);
         lines.push(format!("  {bytes} not in use stay in packs mostly in use"));

@@ -12,7 +12,8 @@ use thinbak_proto::{
 use tokio::task::JoinHandle;
 
 use super::{
-    pack_chunks::{Packed, Piece, PieceContent, cut, pack},
+    compress::Compressors,
+    pack_chunks::{Packed, Piece, PieceContent, compression, cut, pack},
     session::{Commit, Session},
 };
 use crate::{
@@ -42,6 +43,7 @@ pub struct GenerationSink {
     session: Arc<Session>,
     size: u64,
     preparing: VecDeque<JoinHandle<Result<Vec<Packed>, Failed>>>,
+    compressors: Arc<Compressors>,
     sent: HashSet<ChunkId>,
     stats: GenerationStats,
 }
@@ -51,8 +53,8 @@ impl GenerationSink {
     pub async fn begin(client: IngestClient<BoxedChannel>, begin: BackupBegin) -> Result<Self, Failed> {
         let size = begin.size_bytes;
         let session = Arc::new(Session::begin(client, begin).await?);
-        let (preparing, sent) = (VecDeque::new(), HashSet::new());
-        Ok(Self { session, size, preparing, sent, stats: GenerationStats::default() })
+        let (preparing, compressors, sent) = (VecDeque::new(), Arc::default(), HashSet::new());
+        Ok(Self { session, size, preparing, compressors, sent, stats: GenerationStats::default() })
     }
 
     /// What was moved so far.
@@ -112,7 +114,7 @@ impl Sink for GenerationSink {
         while self.preparing.len() >= PREPARED {
             self.send_next().await?;
         }
-        let prepared = prepare(Arc::clone(&self.session), batch, self.size);
+        let prepared = prepare(Arc::clone(&self.session), Arc::clone(&self.compressors), batch, self.size);
         self.preparing.push_back(tokio::spawn(prepared));
         Ok(())
     }
@@ -133,7 +135,12 @@ impl Drop for GenerationSink {
     }
 }
 
-async fn prepare(session: Arc<Session>, batch: Batch, size: u64) -> Result<Vec<Packed>, Failed> {
+async fn prepare(
+    session: Arc<Session>,
+    compressors: Arc<Compressors>,
+    batch: Batch,
+    size: u64,
+) -> Result<Vec<Packed>, Failed> {
     let chunk_bytes = session.chunk_bytes();
     let cut = tokio::task::spawn_blocking(move || cut(batch, chunk_bytes, size));
     let pieces = cut.await.map_err(|error| broken(&error))??;
@@ -144,7 +151,11 @@ async fn prepare(session: Arc<Session>, batch: Batch, size: u64) -> Result<Vec<P
         let answer = session.missing(ids.iter().map(ChunkId::to_bytes).collect()).await?;
         ids.into_iter().zip(answer).filter_map(|(id, missing)| missing.then_some(id)).collect()
     };
-    tokio::task::spawn_blocking(move || pack(pieces, missing)).await.map_err(|error| broken(&error))?
+    let packed = tokio::task::spawn_blocking(move || {
+        let packed = compressors.with(|compressor| pack(pieces, missing, compressor));
+        packed.map_err(|error| compression(&error))?
+    });
+    packed.await.map_err(|error| broken(&error))?
 }
 
 fn distinct_ids(pieces: &[Piece]) -> Vec<ChunkId> {

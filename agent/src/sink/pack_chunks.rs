@@ -4,14 +4,12 @@ use std::collections::HashSet;
 
 use bytes::Bytes;
 use thinbak_proto::{
-    CODEC_PLAIN, CODEC_ZSTD, ChunkId, Failed, FailureKind,
+    ChunkId, Failed, FailureKind,
     v1::{MapItem, NewChunk, map_item},
 };
 
+use super::compress::Compressor;
 use crate::stream::{Batch, Content, Extent};
-
-/// zstd level of stored chunks.
-const LEVEL: i32 = 3;
 
 /// A piece of the stream cut to chunks.
 #[derive(Debug, Clone)]
@@ -115,8 +113,11 @@ impl Packed {
 }
 
 /// Compresses the chunks in `missing`, each once, and makes map items of all pieces.
-pub(super) fn pack(pieces: Vec<Piece>, mut missing: HashSet<ChunkId>) -> Result<Vec<Packed>, Failed> {
-    let mut compressor = zstd::bulk::Compressor::new(LEVEL).map_err(|error| compression(&error))?;
+pub(super) fn pack(
+    pieces: Vec<Piece>,
+    mut missing: HashSet<ChunkId>,
+    compressor: &mut Compressor,
+) -> Result<Vec<Packed>, Failed> {
     let mut packed = Vec::with_capacity(pieces.len());
     for piece in pieces {
         let (entry, chunk) = match piece.content {
@@ -125,7 +126,7 @@ pub(super) fn pack(pieces: Vec<Piece>, mut missing: HashSet<ChunkId>) -> Result<
             PieceContent::Data { id, plain } => {
                 let chunk = Some((id, plain.len() as u64));
                 if missing.remove(&id) {
-                    (map_item::Entry::New(compress(&mut compressor, id, plain)?), chunk)
+                    (map_item::Entry::New(compress(compressor, id, plain)?), chunk)
                 } else {
                     (map_item::Entry::Present(id.to_bytes()), chunk)
                 }
@@ -136,28 +137,26 @@ pub(super) fn pack(pieces: Vec<Piece>, mut missing: HashSet<ChunkId>) -> Result<
     Ok(packed)
 }
 
-fn compress(
-    compressor: &mut zstd::bulk::Compressor<'_>,
-    id: ChunkId,
-    plain: Bytes,
-) -> Result<NewChunk, Failed> {
+fn compress(compressor: &mut Compressor, id: ChunkId, plain: Bytes) -> Result<NewChunk, Failed> {
     let plain_len = u32::try_from(plain.len()).unwrap_or(u32::MAX);
-    let compressed = compressor.compress(&plain).map_err(|error| compression(&error))?;
-    let (codec, stored) = if compressed.len() < plain.len() {
-        (CODEC_ZSTD, Bytes::from(compressed))
-    } else {
-        (CODEC_PLAIN, plain)
-    };
+    let (codec, stored) = compressor.compress(plain).map_err(|error| compression(&error))?;
     Ok(NewChunk { id: id.to_bytes(), codec, plain_len, stored })
 }
 
-fn compression(error: &std::io::Error) -> Failed {
+pub(super) fn compression(error: &std::io::Error) -> Failed {
     Failed::new(FailureKind::Failed, format!("compressing a chunk: {error}"))
 }
 
 #[cfg(test)]
 mod tests {
+    use thinbak_proto::CODEC_PLAIN;
+
     use super::*;
+    use crate::sink::compress::Compressors;
+
+    fn packed(pieces: Vec<Piece>, missing: HashSet<ChunkId>) -> Vec<Packed> {
+        Compressors::default().with(|compressor| pack(pieces, missing, compressor)).unwrap().unwrap()
+    }
 
     fn data(offset: u64, bytes: Vec<u8>) -> Extent {
         Extent { offset, content: Content::Data(bytes.into()) }
@@ -182,7 +181,7 @@ mod tests {
     #[test]
     fn a_missing_chunk_travels_once_and_is_named_from_then_on() {
         let pieces = cut(vec![data(0, vec![7; 8192])], 4096, 8192).unwrap();
-        let packed = pack(pieces, HashSet::from([ChunkId::of(&[7; 4096])])).unwrap();
+        let packed = packed(pieces, HashSet::from([ChunkId::of(&[7; 4096])]));
         assert!(matches!(packed[0].item.entry, Some(map_item::Entry::New(_))));
         assert!(matches!(packed[1].item.entry, Some(map_item::Entry::Present(_))));
     }
@@ -192,7 +191,7 @@ mod tests {
         let noise: Vec<u8> =
             (0..4096u32).flat_map(|n| blake3::hash(&n.to_le_bytes()).as_bytes()[..1].to_vec()).collect();
         let pieces = cut(vec![data(0, noise.clone())], 4096, 4096).unwrap();
-        let packed = pack(pieces, HashSet::from([ChunkId::of(&noise)])).unwrap();
+        let packed = packed(pieces, HashSet::from([ChunkId::of(&noise)]));
         assert!(matches!(&packed[0].item.entry, Some(map_item::Entry::New(new)) if new.codec == CODEC_PLAIN));
     }
 }

@@ -1,6 +1,7 @@
 //! Source: a snapshot in a pool, of which only what a change list names is read.
 
 use std::{
+    collections::VecDeque,
     io,
     sync::{
         Arc,
@@ -36,6 +37,7 @@ impl PoolSource {
         let mut reader = Reader {
             volume,
             chunk_bytes,
+            buffers: Buffers::default(),
             batch: Vec::new(),
             batch_bytes: 0,
             sender,
@@ -66,10 +68,43 @@ impl Source for PoolSource {
 struct Reader {
     volume: PoolVolume,
     chunk_bytes: u64,
+    buffers: Buffers,
     batch: Batch,
     batch_bytes: u64,
     sender: mpsc::Sender<Result<Batch, Failed>>,
     read_bytes: Arc<AtomicU64>,
+}
+
+/// Buffers that were handed out, oldest first. One that nobody else holds any more is read into again: memory fresh from
+/// the system costs more than what is read into it.
+#[derive(Default)]
+struct Buffers {
+    lent: VecDeque<Bytes>,
+}
+
+/// Buffers remembered; more than are ever under way at a time.
+const REMEMBERED: usize = 64;
+
+impl Buffers {
+    fn take(&mut self, len: usize) -> BytesMut {
+        match self.lent.pop_front().map(Bytes::try_into_mut) {
+            Some(Ok(mut buffer)) => {
+                buffer.resize(len, 0);
+                return buffer;
+            }
+            Some(Err(held)) => self.lent.push_front(held),
+            None => {}
+        }
+        BytesMut::zeroed(len)
+    }
+
+    fn lend(&mut self, buffer: BytesMut) -> Bytes {
+        let data = buffer.freeze();
+        if self.lent.len() < REMEMBERED {
+            self.lent.push_back(data.clone());
+        }
+        data
+    }
 }
 
 enum Stop {
@@ -132,10 +167,11 @@ impl Reader {
     fn data(&mut self, mut offset: u64, end: u64) -> Result<(), Stop> {
         while offset < end {
             let len = (end - offset).min(PIECE_BYTES - offset % PIECE_BYTES);
-            let mut buffer = BytesMut::zeroed(usize::try_from(len).unwrap_or(0));
+            let mut buffer = self.buffers.take(usize::try_from(len).unwrap_or(0));
             self.volume.read(offset, &mut buffer)?;
             self.read_bytes.fetch_add(len, Ordering::Relaxed);
-            self.push(Extent { offset, content: Content::Data(Bytes::from(buffer)) })?;
+            let data = self.buffers.lend(buffer);
+            self.push(Extent { offset, content: Content::Data(data) })?;
             offset += len;
         }
         Ok(())
@@ -159,5 +195,26 @@ impl Reader {
         self.batch_bytes = 0;
         let batch = std::mem::take(&mut self.batch);
         self.sender.blocking_send(Ok(batch)).map_err(|_| Stop::Unwanted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_is_used_again_when_nobody_holds_a_piece_of_it_and_not_before() {
+        let mut buffers = Buffers::default();
+        let mut first = buffers.take(4096);
+        first.fill(1);
+        let (place, first) = (first.as_ptr(), buffers.lend(first));
+        let piece = first.slice(1024..2048);
+        drop(first);
+        let second = buffers.take(4096);
+        assert_ne!(second.as_ptr(), place);
+        assert!(piece.iter().all(|byte| *byte == 1));
+        drop(piece);
+        let third = buffers.take(2048);
+        assert_eq!((third.as_ptr(), third.len()), (place, 2048));
     }
 }

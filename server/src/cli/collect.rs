@@ -68,7 +68,7 @@ impl Output {
         }
         self.data(format_args!(
             "to be freed: {} of {} in {} packs: {} in {} packs with nothing in use, {} in {} packs mostly not in use, of \
-             which {} are copied; {} not in use stay",
+             which {} are copied, {} small packs are put together; {} not in use stay",
             size(plan.free_bytes),
             size(plan.pack_bytes),
             plan.packs,
@@ -77,6 +77,7 @@ impl Output {
             size(plan.repack_pack_bytes),
             plan.repack_packs,
             size(plan.repack_live_bytes),
+            plan.merge_packs,
             size(plan.kept_dead_bytes)
         ));
         if plan.lost_chunks > 0 {

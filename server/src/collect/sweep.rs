@@ -42,6 +42,8 @@ enum Kept {
     Missed,
     /// The index finds something in use there.
     InUse,
+    /// Putting small packs together must not take what is kept free.
+    NoRoom,
 }
 
 impl Kept {
@@ -52,6 +54,7 @@ impl Kept {
             Self::Foreign => "its file does not hold this pack",
             Self::Missed => "it may hold what a generation misses",
             Self::InUse => "it is in use again",
+            Self::NoRoom => "there is no room to put small packs together",
         }
     }
 }
@@ -69,10 +72,13 @@ impl<'a> Sweep<'a> {
         summary: &mut v1::CollectSummary,
         report: &mut Report<'_>,
     ) -> Result<(), End> {
-        self.progress.total_bytes = plan.totals.dead_pack_bytes + plan.totals.repack_pack_bytes;
+        let totals = &plan.totals;
+        self.progress.total_bytes =
+            totals.dead_pack_bytes + totals.repack_pack_bytes + totals.merge_pack_bytes;
         let dead = plan.dead.iter().map(|pack| (pack, CollectReason::Dead));
         let mostly = plan.repack.iter().map(|pack| (pack, CollectReason::MostlyDead));
-        for (pack, reason) in dead.chain(mostly) {
+        let small = plan.merge.iter().map(|pack| (pack, CollectReason::Small));
+        for (pack, reason) in dead.chain(mostly).chain(small) {
             report(Event::Progress(self.progress)).await?;
             let mut moved_bytes = 0;
             let outcome = self.pack(pack, reason, &mut moved_bytes, report).await;
@@ -110,6 +116,11 @@ impl<'a> Sweep<'a> {
         moved_bytes: &mut u64,
         report: &mut Report<'_>,
     ) -> Result<Option<Kept>, End> {
+        if reason == CollectReason::Small
+            && self.store.available_bytes().await.is_some_and(|available| available < pack.len)
+        {
+            return Ok(Some(Kept::NoRoom));
+        }
         let records = match self.store.pack_records(pack.number).await {
             Ok(records) => records,
             // Its file is gone, nothing of it is in use, and nothing is missed: so it is forgotten.

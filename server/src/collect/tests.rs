@@ -1,6 +1,7 @@
 //! Collection beside backups, on a whole repository.
 
 mod interleaving;
+mod merging;
 mod model;
 mod refusals;
 mod survival;

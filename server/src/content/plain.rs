@@ -1,5 +1,6 @@
 //! Back to the plain bytes of a chunk, within bounds.
 
+use parking_lot::Mutex;
 use thinbak_proto::{CODEC_PLAIN, CODEC_ZSTD, ChunkId};
 use zstd::bulk::Decompressor;
 
@@ -16,6 +17,32 @@ pub(crate) enum PlainError {
     Zstd(std::io::Error),
     #[error("its content has the id {0}")]
     Id(ChunkId),
+}
+
+/// Unpackers that wait for their next use: making one costs as much as using it for a few chunks. There are never more
+/// than are used at one time.
+pub(crate) struct Unpackers {
+    limit: u32,
+    idle: Mutex<Vec<Unpacker>>,
+}
+
+impl Unpackers {
+    /// For chunks of at most `limit` plain bytes.
+    pub(crate) fn new(limit: u32) -> Self {
+        Self { limit, idle: Mutex::default() }
+    }
+
+    /// Does something with an unpacker. One that was in use by a panicking thread is not used again.
+    pub(crate) fn with<T>(&self, run: impl FnOnce(&mut Unpacker) -> T) -> Result<T, PlainError> {
+        let idle = self.idle.lock().pop();
+        let mut unpacker = match idle {
+            Some(unpacker) => unpacker,
+            None => Unpacker::new(self.limit)?,
+        };
+        let done = run(&mut unpacker);
+        self.idle.lock().push(unpacker);
+        Ok(done)
+    }
 }
 
 /// Decompresses and identifies chunks, in one buffer. Synchronous: hashing takes a processor for a while.

@@ -1,10 +1,10 @@
 //! Checking what a client sends, before anything of it is believed.
 
-use thinbak_proto::{ChunkId, Failed, FailureKind, ID_LEN, chunk_count, v1};
+use thinbak_proto::{CODEC_PLAIN, ChunkId, Failed, FailureKind, ID_LEN, chunk_count, v1};
 use v1::map_item::Entry;
 
 use crate::{
-    content::{PlainError, Unpacker, parse_id},
+    content::{PlainError, Unpacker, Unpackers, parse_id},
     map_tree::Edit,
     store::{Kind, NewRecord},
 };
@@ -110,10 +110,21 @@ pub(super) fn check_order(batch: &v1::BackupBatch, geometry: Geometry, mut next:
 }
 
 /// Checks the content of a batch whose order is right: every id is recomputed.
-pub(super) fn check_content(batch: v1::BackupBatch, geometry: Geometry) -> Result<Checked, Failed> {
-    let mut unpacker = Unpacker::new(geometry.chunk_bytes).map_err(|error| {
-        Failed::new(FailureKind::Failed, format!("cannot prepare to decompress: {error}"))
-    })?;
+pub(super) fn check_content(
+    batch: v1::BackupBatch,
+    geometry: Geometry,
+    unpackers: &Unpackers,
+) -> Result<Checked, Failed> {
+    let checked = unpackers.with(|unpacker| check_items(batch, geometry, unpacker));
+    checked
+        .map_err(|error| Failed::new(FailureKind::Failed, format!("cannot prepare to decompress: {error}")))?
+}
+
+fn check_items(
+    batch: v1::BackupBatch,
+    geometry: Geometry,
+    unpacker: &mut Unpacker,
+) -> Result<Checked, Failed> {
     let mut checked = Checked::default();
     for item in batch.items {
         checked.changed_bytes += geometry.bytes_of(item.chunk, chunks_of(&item));
@@ -127,7 +138,7 @@ pub(super) fn check_content(batch: v1::BackupBatch, geometry: Geometry) -> Resul
             }
             Some(Entry::New(new)) => {
                 checked.stored_bytes += new.stored.len() as u64;
-                let (edit, record) = check_chunk(item.chunk, new, geometry, &mut unpacker)?;
+                let (edit, record) = check_chunk(item.chunk, new, geometry, unpacker)?;
                 checked.records.extend(record);
                 edit
             }
@@ -163,6 +174,8 @@ fn check_chunk(
         id: *id.as_bytes(),
         codec,
         plain_len: new.plain_len,
+        // Stored as they are, the bytes are those that the id was just computed of.
+        stored_hash: (new.codec == CODEC_PLAIN).then_some(*id.as_bytes()),
         stored: new.stored,
     };
     Ok((Edit::Chunk(id), Some(record)))

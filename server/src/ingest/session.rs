@@ -414,9 +414,10 @@ async fn check_and_store(
     weight: u64,
 ) -> Stored {
     let processor = Arc::clone(&repository.processors).acquire_owned().await;
+    let checking = Arc::clone(&repository);
     let checked = tokio::task::spawn_blocking(move || {
         let _processor = processor;
-        check_content(batch, geometry)
+        check_content(batch, geometry, &checking.unpackers)
     });
     let mut checked = checked
         .await
@@ -433,6 +434,7 @@ pub(super) async fn put_nodes(store: &Store, nodes: Vec<FreshNode>) -> Result<Pu
         codec: thinbak_proto::CODEC_PLAIN as u8,
         plain_len: u32::try_from(encoded.len()).unwrap_or(u32::MAX),
         stored: encoded.into(),
+        stored_hash: None,
     });
     // The plain bytes of nodes are no content.
     Ok(PutOutcome { new_plain_bytes: 0, ..store.put(records.collect()).await? })

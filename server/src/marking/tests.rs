@@ -20,13 +20,13 @@ fn open(dir: &std::path::Path) -> Store {
 fn chunk(number: u64) -> NewRecord {
     let stored = Bytes::from(number.to_le_bytes().to_vec());
     let id = *ChunkId::of(&stored).as_bytes();
-    NewRecord { kind: Kind::Chunk, id, codec: CODEC_PLAIN as u8, plain_len: 8, stored }
+    NewRecord { kind: Kind::Chunk, id, codec: CODEC_PLAIN as u8, plain_len: 8, stored, stored_hash: None }
 }
 
 fn node(node: FreshNode) -> NewRecord {
     let plain_len = u32::try_from(node.encoded.len()).unwrap();
     let (id, stored) = (*node.id.as_bytes(), node.encoded.into());
-    NewRecord { kind: Kind::MapNode, id, codec: CODEC_PLAIN as u8, plain_len, stored }
+    NewRecord { kind: Kind::MapNode, id, codec: CODEC_PLAIN as u8, plain_len, stored, stored_hash: None }
 }
 
 /// Changes some chunks of a tree, and stores what is new.

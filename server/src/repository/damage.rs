@@ -111,7 +111,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         Repository::init(dir.path(), InitOptions::default()).await.unwrap();
         let stored = bytes::Bytes::from_static(b"content");
-        let record = NewRecord { kind: Kind::Chunk, id: [9; 32], codec: 0, plain_len: 7, stored };
+        let record =
+            NewRecord { kind: Kind::Chunk, id: [9; 32], codec: 0, plain_len: 7, stored, stored_hash: None };
         let repository = Repository::open(dir.path()).await.unwrap();
         repository.store.put(vec![record.clone()]).await.unwrap();
         let place = repository.store.locate(vec![record.id]).await.unwrap()[0].unwrap().place();

@@ -127,7 +127,8 @@ fn piece(number: u32, input: &mut Input<'_>, out: &mut Vec<u8>, entries: &mut Ve
             let stored = Bytes::copy_from_slice(input.bytes(len));
             let id = [input.byte() % 8; 32];
             let plain_len = if what.is_multiple_of(6) { stored.len() as u32 } else { input.u32() };
-            let record = NewRecord { kind, id, codec: input.byte() % 3, plain_len, stored };
+            let record =
+                NewRecord { kind, id, codec: input.byte() % 3, plain_len, stored, stored_hash: None };
             let Ok(header) = RecordHeader::new(&record) else { return };
             out.extend_from_slice(&header.encode(place));
             out.extend_from_slice(&record.stored);
@@ -238,7 +239,14 @@ pub(crate) fn recover_packs(dir: &Path, input: &mut Input<'_>) {
 
 fn record(number: u8) -> NewRecord {
     let stored = Bytes::from(vec![number; 100]);
-    NewRecord { kind: Kind::Chunk, id: [0x80 | number; 32], codec: 0, plain_len: 100, stored }
+    NewRecord {
+        kind: Kind::Chunk,
+        id: [0x80 | number; 32],
+        codec: 0,
+        plain_len: 100,
+        stored,
+        stored_hash: None,
+    }
 }
 
 /// How often each readable record is there.

@@ -1,12 +1,15 @@
 //! Where packs live. Everything above asks this trait, so that tests can refuse, tear and lose writes.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, IoSlice, Write as _},
+    fs::{self, File},
+    io::{self, IoSlice},
     path::{Path, PathBuf},
 };
 
-use super::format::{pack_number, pack_path};
+use super::{
+    append_file::AppendFile,
+    format::{pack_number, pack_path},
+};
 
 /// By so much free space, or this part of the file system if that is less, the storage stops short:
 /// deletion, repair, the catalogue and the chunk index need room to work.
@@ -115,13 +118,13 @@ impl Medium for DirectoryMedium {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
-        let file = OpenOptions::new().append(true).create_new(true).open(&path)?;
+        let file = AppendFile::create(&path)?;
         sync_dir(dir)?;
         Ok(Box::new(file))
     }
 
     fn open_write(&self, number: u32) -> io::Result<Box<dyn PackWrite>> {
-        Ok(Box::new(OpenOptions::new().append(true).open(self.root.join(pack_path(number)))?))
+        Ok(Box::new(AppendFile::open(&self.root.join(pack_path(number)))?))
     }
 
     fn open_read(&self, number: u32) -> io::Result<Box<dyn PackRead>> {
@@ -144,29 +147,6 @@ impl Medium for DirectoryMedium {
         let stat = rustix::fs::statvfs(&self.root)?;
         let reserve = RESERVE_BYTES.min(stat.f_blocks.saturating_mul(stat.f_frsize) / RESERVE_DIVISOR);
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize).saturating_sub(reserve))
-    }
-}
-
-impl PackWrite for File {
-    fn append(&mut self, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
-        IoSlice::advance_slices(&mut slices, 0);
-        while !slices.is_empty() {
-            match self.write_vectored(slices) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => IoSlice::advance_slices(&mut slices, written),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
-        self.sync_data()
-    }
-
-    fn truncate(&mut self, len: u64) -> io::Result<()> {
-        self.set_len(len)
     }
 }
 

@@ -52,6 +52,9 @@ pub struct NewRecord {
     pub plain_len: u32,
     /// The bytes to keep.
     pub stored: Bytes,
+    /// BLAKE3 of `stored`, where the caller has computed it of these very bytes: hashing is a good part of the work of
+    /// storing. Without it the store computes it.
+    pub stored_hash: Option<[u8; 32]>,
 }
 
 /// A record read back: header and checksum of the stored bytes were verified, the id was not
@@ -110,7 +113,7 @@ impl RecordHeader {
             plain_len: record.plain_len,
             key_id: [0; 16],
             id: record.id,
-            stored_hash: *blake3::hash(&record.stored).as_bytes(),
+            stored_hash: record.stored_hash.unwrap_or_else(|| *blake3::hash(&record.stored).as_bytes()),
         })
     }
 

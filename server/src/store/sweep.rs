@@ -4,7 +4,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Claim, Location, RecordMarks, Request, Store, StoreError, blocking,
-    format::record_len,
+    format::{PACK_ENTRY_LEN, record_len},
     index::PackState,
     writer::{Leaving, Moving, Prepared, Removal},
 };
@@ -31,16 +31,16 @@ pub(crate) struct PackRecord {
 }
 
 impl PackRecord {
-    /// Bytes that it takes in a pack, header and padding included.
+    /// Bytes that it takes in a pack: header, padding and its entry in the pack's index included.
     pub(crate) fn len(&self) -> u64 {
-        record_len(self.location.stored_len)
+        record_len(self.location.stored_len) + PACK_ENTRY_LEN as u64
     }
 }
 
 /// What was copied, and what could not be.
 #[derive(Debug, Default)]
 pub(crate) struct Moved {
-    /// Bytes appended.
+    /// Bytes appended, and those that their entries in the pack's index will take.
     pub(crate) bytes: u64,
     /// Records that are not readable.
     pub(crate) damaged: Vec<StoreError>,

@@ -37,7 +37,14 @@ fn record(kind: Kind, number: u64, len: usize) -> NewRecord {
         .update(&stored)
         .finalize()
         .as_bytes();
-    NewRecord { kind, id, codec: 0, plain_len: u32::try_from(len).unwrap(), stored: Bytes::from(stored) }
+    NewRecord {
+        kind,
+        id,
+        codec: 0,
+        plain_len: u32::try_from(len).unwrap(),
+        stored: Bytes::from(stored),
+        stored_hash: None,
+    }
 }
 
 fn chunks(numbers: std::ops::Range<u64>, len: usize) -> Vec<NewRecord> {

@@ -80,7 +80,7 @@ pub(super) enum Request {
     Settle {
         answer: Answer<usize>,
     },
-    /// Copy records of one pack. Answered by the bytes appended.
+    /// Copy records of one pack. Answered by the bytes that they take, their entries in the pack's index included.
     Move {
         records: Vec<Moving>,
         answer: Answer<u64>,

@@ -3,24 +3,14 @@
 mod flips;
 mod planted;
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc};
 
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use thinbak_proto::{CODEC_PLAIN, CODEC_ZSTD, ChunkId, v1};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use thinbak_proto::v1;
 use uuid::Uuid;
-use v1::{
-    backup_request::Message as Asked, backup_response::Message as Answer, ingest_client::IngestClient,
-    map_item::Entry, repository_client::RepositoryClient, verify_event::Event,
-};
+use v1::{repository_client::RepositoryClient, verify_event::Event};
 
-use crate::{InitOptions, Repository, routes};
+use crate::{InitOptions, Repository, ingest::tests::client, routes};
 
 const CHUNK: u32 = 4096;
 
@@ -82,16 +72,6 @@ fn content(seed: u64, len: usize) -> Vec<u8> {
     plain
 }
 
-fn new(chunk: u64, plain: &[u8]) -> v1::MapItem {
-    let (codec, stored) = match chunk % 2 {
-        0 => (CODEC_PLAIN, plain.to_vec()),
-        _ => (CODEC_ZSTD, zstd::bulk::compress(plain, 1).unwrap()),
-    };
-    let (id, plain_len) = (ChunkId::of(plain).to_bytes(), u32::try_from(plain.len()).unwrap());
-    let new = v1::NewChunk { id, codec, plain_len, stored: stored.into() };
-    v1::MapItem { chunk, entry: Some(Entry::New(new)) }
-}
-
 /// Backs up `chunks` (number and seed of the content) on top of `parent`.
 async fn back_up(
     repository: &Arc<Repository>,
@@ -100,31 +80,14 @@ async fn back_up(
     size_bytes: u64,
     chunks: &[(u64, u64)],
 ) -> v1::Generation {
-    let begin = v1::BackupBegin {
-        volume_uuid: volume.to_string(),
-        volume_name: format!("h/p/{volume}"),
-        size_bytes,
-        parent: parent.map_or(0, |parent| parent.number),
-        parent_root: parent.map(|parent| parent.root.clone()).unwrap_or_default(),
-        ..Default::default()
+    let begin = match parent {
+        Some(parent) => client::after(parent, size_bytes),
+        None => client::full(volume, &format!("h/p/{volume}"), size_bytes),
     };
     let len = |chunk: u64| (size_bytes - chunk * u64::from(CHUNK)).min(u64::from(CHUNK)) as usize;
-    let items = chunks.iter().map(|(chunk, seed)| new(*chunk, &content(*seed, len(*chunk)))).collect();
-    let (requests, stream) = mpsc::channel(8);
-    let mut client = IngestClient::new(routes(Arc::clone(repository)));
-    let mut responses = client.backup(ReceiverStream::new(stream)).await.unwrap().into_inner();
-    for message in
-        [Asked::Begin(begin), Asked::Batch(v1::BackupBatch { items }), Asked::Commit(v1::BackupCommit {})]
-    {
-        requests.send(v1::BackupRequest { message: Some(message) }).await.unwrap();
-    }
-    loop {
-        match responses.message().await.unwrap().unwrap().message.unwrap() {
-            Answer::Committed(generation) => return generation,
-            Answer::Session(_) | Answer::Ack(_) => {}
-            other => panic!("{other:?}"),
-        }
-    }
+    let item =
+        |(chunk, seed): &(u64, u64)| client::packed(*chunk, &content(*seed, len(*chunk)), (chunk % 2) as u32);
+    client::back_up(repository, begin, chunks.iter().map(item).collect()).await.unwrap()
 }
 
 /// A closed repository and what is in it: for each generation, the seed of each chunk.
@@ -171,8 +134,7 @@ impl Sample {
 
     /// A copy whose packs may be damaged.
     fn copy(&self) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        copy(self.dir.path(), dir.path());
+        let dir = client::copy_of(self.dir.path());
         Self { dir, volume: self.volume, generations: self.generations.clone() }
     }
 
@@ -206,19 +168,6 @@ impl Sample {
             }
         }
         found
-    }
-}
-
-fn copy(from: &Path, to: &Path) {
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            fs::create_dir(&target).unwrap();
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
     }
 }
 

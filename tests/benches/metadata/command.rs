@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use thinbak_tests::{Scratch, spawn};
+use thinbak_tests::{Scratch, peak_rss_of, spawn};
 
 /// A command, and what the report calls it.
 pub(crate) struct Command {
@@ -70,7 +70,7 @@ pub(crate) fn measure(commands: Vec<Command>, scratch: &Scratch, runs: usize) ->
         let mut peak_rss = 0;
         command.run(File::create(&path)?.into(), |child| {
             while child.try_wait()?.is_none() {
-                peak_rss = peak_rss.max(peak_of(child.id()).unwrap_or(0));
+                peak_rss = peak_rss.max(peak_rss_of(child.id()).unwrap_or(0));
                 std::thread::sleep(Duration::from_micros(500));
             }
             Ok(())
@@ -90,13 +90,6 @@ pub(crate) fn measure(commands: Vec<Command>, scratch: &Scratch, runs: usize) ->
         measured.seconds.sort_by(f64::total_cmp);
     }
     Ok(measured)
-}
-
-/// The most memory a process has had resident, in bytes.
-fn peak_of(process: u32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 fn answer(path: &Path) -> Result<Answer> {

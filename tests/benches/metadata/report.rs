@@ -3,6 +3,7 @@
 use std::{path::Path, process::Command};
 
 use anyhow::Result;
+use thinbak_tests::machine;
 
 use super::command::Measured;
 
@@ -65,17 +66,7 @@ impl Report {
 
 /// Says what it all runs on.
 pub(crate) fn surroundings(scratch: &Path, blocks: u64, runs: usize, new: Option<&Path>) -> Result<()> {
-    let cpu = std::fs::read_to_string("/proc/cpuinfo")?;
-    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown");
-    let threads = std::thread::available_parallelism()?;
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let load = std::fs::read_to_string("/proc/loadavg")?;
-    say(&format!(
-        "{threads} threads of {}, kernel {}, load {}",
-        model.trim_start_matches([':', '\t', ' ']),
-        kernel.trim(),
-        load.split(' ').take(3).collect::<Vec<_>>().join(" ")
-    ));
+    say(&machine()?);
     say(&format!(
         "scratch space {} on {}",
         scratch.display(),

@@ -33,7 +33,8 @@ async fn a_dry_run_says_what_a_collection_then_frees() {
     let (plan, summary) = collect(&place, ALL).await.unwrap();
     assert_eq!(summary.freed_bytes, i64::try_from(planned.free_bytes).unwrap());
     assert_eq!((plan.free_bytes, plan.repack_packs), (planned.free_bytes, planned.repack_packs));
-    // What is copied is in a pack with a header and without an end, beside a tombstone.
+    // What is copied is in a pack with a header and a footer, beside a tombstone.
+    place.repository.store.settle().await.unwrap();
     let after = place.repository.store.stats().pack_bytes;
     assert!(bytes - after <= planned.free_bytes && bytes - after + 512 >= planned.free_bytes);
     let kept = [generations[0].clone(), generations[2].clone()];

@@ -27,8 +27,18 @@ impl Place {
     pub(crate) async fn new() -> Self {
         let dir = tempfile::TempDir::new().unwrap();
         Repository::init(dir.path(), InitOptions { chunk_bytes: CHUNK as u32 }).await.unwrap();
+        Self::open(dir).await
+    }
+
+    pub(crate) async fn open(dir: tempfile::TempDir) -> Self {
         let repository = Repository::open(dir.path()).await.unwrap();
         Self { dir, repository }
+    }
+
+    /// The directory, with nothing in it open.
+    pub(crate) async fn close(self) -> tempfile::TempDir {
+        self.repository.close().await;
+        self.dir
     }
 
     /// The same with packs in memory.
@@ -48,8 +58,7 @@ impl Place {
     /// Everything in memory is lost but the packs that are given.
     pub(crate) async fn reopen_with(self, packs: Arc<MemoryMedium>) -> Self {
         let Self { dir, repository } = self;
-        let after = tempfile::TempDir::new().unwrap();
-        copy(dir.path(), after.path());
+        let after = copy_of(dir.path());
         drop(repository);
         let repository = Repository::open_in(after.path(), Self::environment(packs)).await.unwrap();
         Self { dir: after, repository }
@@ -59,11 +68,9 @@ impl Place {
     pub(crate) async fn reopen(self) -> Self {
         let Self { dir, repository } = self;
         // The lock goes with the process; a copy of the directory stands for the disk after a kill.
-        let after = tempfile::TempDir::new().unwrap();
-        copy(dir.path(), after.path());
+        let after = copy_of(dir.path());
         drop(repository);
-        let repository = Repository::open(after.path()).await.unwrap();
-        Self { dir: after, repository }
+        Self::open(after).await
     }
 
     pub(crate) fn routes(&self) -> Routes {
@@ -75,15 +82,7 @@ impl Place {
     }
 
     pub(crate) async fn begin(&self, begin: v1::BackupBegin) -> Result<Backup, Failed> {
-        let mut backup = Backup::open(self).await?;
-        backup.ask(Asked::Begin(begin)).await;
-        match backup.answer().await? {
-            Some(Answer::Session(session)) => {
-                assert_eq!(u64::from(session.chunk_bytes), CHUNK);
-                Ok(backup)
-            }
-            other => panic!("begin was answered by {other:?}"),
-        }
+        Backup::begin(&self.repository, begin).await
     }
 
     /// One batch and a commit.
@@ -92,9 +91,7 @@ impl Place {
         begin: v1::BackupBegin,
         items: Vec<v1::MapItem>,
     ) -> Result<v1::Generation, Failed> {
-        let mut backup = self.begin(begin).await?;
-        backup.batch(items).await?;
-        backup.commit().await
+        back_up(&self.repository, begin, items).await
     }
 
     /// What a restore would write, chunk by chunk, holes as `None`.
@@ -159,6 +156,24 @@ impl Place {
     }
 }
 
+/// One batch and a commit.
+pub(crate) async fn back_up(
+    repository: &Arc<Repository>,
+    begin: v1::BackupBegin,
+    items: Vec<v1::MapItem>,
+) -> Result<v1::Generation, Failed> {
+    let mut backup = Backup::begin(repository, begin).await?;
+    backup.batch(items).await?;
+    backup.commit().await
+}
+
+/// What a kill would leave of a directory now.
+pub(crate) fn copy_of(dir: &Path) -> tempfile::TempDir {
+    let after = tempfile::TempDir::new().unwrap();
+    copy(dir, after.path());
+    after
+}
+
 fn copy(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -179,11 +194,23 @@ pub(crate) struct Backup {
 }
 
 impl Backup {
-    pub(crate) async fn open(place: &Place) -> Result<Self, Failed> {
+    pub(crate) async fn open(repository: &Arc<Repository>) -> Result<Self, Failed> {
         let (requests, stream) = mpsc::channel(16);
-        let mut client = IngestClient::new(place.routes());
+        let mut client = IngestClient::new(routes(Arc::clone(repository)));
         let responses = client.backup(ReceiverStream::new(stream)).await?.into_inner();
         Ok(Self { requests, responses })
+    }
+
+    async fn begin(repository: &Arc<Repository>, begin: v1::BackupBegin) -> Result<Self, Failed> {
+        let mut backup = Self::open(repository).await?;
+        backup.ask(Asked::Begin(begin)).await;
+        match backup.answer().await? {
+            Some(Answer::Session(session)) => {
+                assert_eq!(u64::from(session.chunk_bytes), CHUNK);
+                Ok(backup)
+            }
+            other => panic!("begin was answered by {other:?}"),
+        }
     }
 
     pub(crate) async fn ask(&self, message: Asked) {

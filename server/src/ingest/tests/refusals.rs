@@ -113,7 +113,7 @@ async fn messages_out_of_turn_are_refused() {
         Asked::Batch(v1::BackupBatch::default()),
         Asked::Query(v1::BackupQuery::default()),
     ] {
-        let mut backup = Backup::open(&place).await.unwrap();
+        let mut backup = Backup::open(&place.repository).await.unwrap();
         backup.ask(first).await;
         assert_eq!(backup.answer().await.unwrap_err().exit_code(), 2);
     }

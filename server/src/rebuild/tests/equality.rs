@@ -8,9 +8,12 @@ use uuid::Uuid;
 
 use super::{
     super::{ONLY_IN_THE_CATALOGUE, rebuild_catalogue, restore_catalogue},
-    world::{CHUNKS, World, copy_of, open_raw, rows},
+    world::{CHUNKS, open_raw, rows},
 };
-use crate::catalogue::CATALOGUE_NAME;
+use crate::{
+    catalogue::CATALOGUE_NAME,
+    ingest::tests::client::{Place, copy_of},
+};
 
 /// Tables that are made from the packs, but for the columns that [`ONLY_IN_THE_CATALOGUE`] names.
 const MADE_FROM_PACKS: &[(&str, &[&str])] = &[
@@ -64,7 +67,7 @@ impl User {
         Self { random, volumes, generations: Vec::new() }
     }
 
-    async fn act(&mut self, world: &World) {
+    async fn act(&mut self, world: &Place) {
         let choice = self.random.random_range(0..10);
         if choice < 5 || self.generations.is_empty() {
             let volume = *self.volumes.choose(&mut self.random).unwrap();
@@ -75,7 +78,8 @@ impl User {
             let of_volume = |generation: &&v1::Generation| generation.volume_uuid == volume.to_string();
             let parent = self.generations.iter().rfind(of_volume).cloned();
             let parent = parent.filter(|_| self.random.random_bool(0.8));
-            let made = world.back_up((volume, &format!("h/p/{name}")), what, parent.as_ref()).await.unwrap();
+            let made =
+                world.back_up_chunk((volume, &format!("h/p/{name}")), what, parent.as_ref()).await.unwrap();
             self.generations.push(made);
             return;
         }
@@ -99,7 +103,7 @@ async fn a_rebuilt_catalogue_says_what_the_one_before_said() {
     let seed = seed();
     for round in 0..4 {
         let mut user = User::new(seed.wrapping_add(round));
-        let mut world = World::new().await;
+        let mut world = Place::new().await;
         for part in 0..4 {
             for _ in 0..10 {
                 user.act(&world).await;
@@ -123,7 +127,7 @@ async fn a_rebuilt_catalogue_says_what_the_one_before_said() {
             assert_eq!(rebuilt.old.is_some(), part != 2, "{rebuilt:?}");
             assert_eq!(rebuilt.added, rebuilt.generations + rebuilt.deleted);
             // And it can be used on.
-            world = World::open(dir).await;
+            world = Place::open(dir).await;
         }
     }
 }
@@ -133,7 +137,7 @@ async fn a_copy_brought_back_says_what_the_packs_know_later() {
     let seed = seed();
     for round in 0..6 {
         let mut user = User::new(seed.wrapping_add(round));
-        let world = World::new().await;
+        let world = Place::new().await;
         for _ in 0..15 {
             user.act(&world).await;
         }
@@ -147,13 +151,13 @@ async fn a_copy_brought_back_says_what_the_packs_know_later() {
         let rebuilt = restore_catalogue(dir.path(), &copy.path).await.unwrap();
         assert!(rebuilt.damage.is_empty(), "{rebuilt:?}");
         assert_eq!(rows(dir.path()).await, before, "seed {seed}, round {round}");
-        World::open(dir).await;
+        Place::open(dir).await;
     }
 }
 
 #[tokio::test]
 async fn everything_in_the_schema_is_made_from_packs_or_said_to_be_lost() {
-    let dir = World::new().await.close().await;
+    let dir = Place::new().await.close().await;
     let mut catalogue = open_raw(dir.path()).await;
     let columns: Vec<(String, String)> = sqlx::query_as(
         "SELECT t.name, c.name FROM sqlite_schema t, pragma_table_info(t.name) c

@@ -7,11 +7,12 @@ use uuid::Uuid;
 
 use super::{
     super::{Damage, rebuild_catalogue, restore_catalogue},
-    world::{World, copy_of, key, rows},
+    world::{key, rows},
 };
 use crate::{
     Repository,
     catalogue::{CATALOGUE_NAME, DRAFT_NAME, Selector},
+    ingest::tests::client::{Place, copy_of},
     manifest::{Manifest, Tombstone},
     store::{Kind, NewRecord},
 };
@@ -26,7 +27,7 @@ fn packs(dir: &Path) -> Vec<std::path::PathBuf> {
     packs
 }
 
-async fn state(world: &World, volume: Uuid, number: u64) -> Option<v1::Generation> {
+async fn state(world: &Place, volume: Uuid, number: u64) -> Option<v1::Generation> {
     let found = world.repository.catalogue.generation(volume, Selector::Number(number)).await.unwrap();
     found.map(|entry| entry.generation)
 }
@@ -34,12 +35,12 @@ async fn state(world: &World, volume: Uuid, number: u64) -> Option<v1::Generatio
 #[tokio::test]
 async fn a_generation_without_its_root_is_named_and_left_out() {
     // Each repository run writes a pack of its own.
-    let world = World::new().await;
-    world.back_up((A, "h/p/a"), (0, 1), None).await.unwrap();
-    let world = World::open(world.close().await).await;
-    let two = world.back_up((A, "h/p/a"), (1, 2), None).await.unwrap();
+    let world = Place::new().await;
+    world.back_up_chunk((A, "h/p/a"), (0, 1), None).await.unwrap();
+    let world = Place::open(world.close().await).await;
+    let two = world.back_up_chunk((A, "h/p/a"), (1, 2), None).await.unwrap();
     // The manifest of the second one moves on to a third pack, as a change of protection writes it.
-    let world = World::open(world.close().await).await;
+    let world = Place::open(world.close().await).await;
     world.protect(&two, true).await.unwrap();
     let dir = world.close().await;
     let all = packs(dir.path());
@@ -51,18 +52,18 @@ async fn a_generation_without_its_root_is_named_and_left_out() {
         assert!(rebuilt.damage.iter().any(named), "{rebuilt:?}");
         assert_eq!((rebuilt.generations, rebuilt.manifests), (1, 2));
     }
-    let world = World::open(dir).await;
+    let world = Place::open(dir).await;
     assert_eq!(world.visible().await, [("h/p/a".to_owned(), 1)]);
     // Its number is not given again, although nothing of it is left.
-    assert_eq!(world.back_up((A, "h/p/a"), (1, 3), None).await.unwrap().number, 3);
+    assert_eq!(world.back_up_chunk((A, "h/p/a"), (1, 3), None).await.unwrap().number, 3);
 }
 
 #[tokio::test]
 async fn a_pack_that_the_index_knew_and_that_is_gone_is_named() {
-    let world = World::new().await;
-    world.back_up((A, "h/p/a"), (0, 1), None).await.unwrap();
-    let world = World::open(world.close().await).await;
-    world.back_up((B, "h/p/b"), (0, 2), None).await.unwrap();
+    let world = Place::new().await;
+    world.back_up_chunk((A, "h/p/a"), (0, 1), None).await.unwrap();
+    let world = Place::open(world.close().await).await;
+    world.back_up_chunk((B, "h/p/b"), (0, 2), None).await.unwrap();
     let dir = world.close().await;
     fs::remove_file(&packs(dir.path())[0]).unwrap();
     let rebuilt = rebuild_catalogue(dir.path()).await.unwrap();
@@ -72,10 +73,10 @@ async fn a_pack_that_the_index_knew_and_that_is_gone_is_named() {
 
 #[tokio::test]
 async fn deleted_generations_come_back_as_deleted_and_undeleted_ones_alive() {
-    let world = World::new().await;
+    let world = Place::new().await;
     let mut made = Vec::new();
     for seed in 1..5 {
-        made.push(world.back_up((A, "h/p/a"), (0, seed), None).await.unwrap());
+        made.push(world.back_up_chunk((A, "h/p/a"), (0, seed), None).await.unwrap());
     }
     for generation in &made[..3] {
         world.delete(generation).await.unwrap();
@@ -103,37 +104,37 @@ async fn deleted_generations_come_back_as_deleted_and_undeleted_ones_alive() {
         let quoted: String = tombstone.as_bytes().iter().map(|byte| format!("{byte:02X}")).collect();
         assert!(third.contains(&quoted), "{third}");
     }
-    let world = World::open(dir).await;
+    let world = Place::open(dir).await;
     assert_eq!(world.visible().await, [("h/p/a".to_owned(), 2), ("h/p/a".to_owned(), 4)]);
 }
 
 #[tokio::test]
 async fn what_was_deleted_and_collected_stays_away() {
-    let world = World::new().await;
-    let gone = world.back_up((A, "h/p/a"), (0, 1), None).await.unwrap();
-    world.back_up((A, "h/p/a"), (0, 2), None).await.unwrap();
+    let world = Place::new().await;
+    let gone = world.back_up_chunk((A, "h/p/a"), (0, 1), None).await.unwrap();
+    world.back_up_chunk((A, "h/p/a"), (0, 2), None).await.unwrap();
     let copy = world.repository.back_up_catalogue(1).await.unwrap();
     // The tombstone lies in a later pack than all that it ends.
-    let world = World::open(world.close().await).await;
+    let world = Place::open(world.close().await).await;
     world.delete(&gone).await.unwrap();
-    world.back_up((A, "h/p/a"), (0, 3), None).await.unwrap();
+    world.back_up_chunk((A, "h/p/a"), (0, 3), None).await.unwrap();
     let dir = world.close().await;
     // The collector took all of the first pack, manifests included.
     fs::remove_file(&packs(dir.path())[0]).unwrap();
     fs::remove_dir_all(dir.path().join("index")).unwrap();
     let rebuilt = restore_catalogue(dir.path(), &copy.path).await.unwrap();
     assert_eq!((rebuilt.generations, rebuilt.collected, rebuilt.damaged), (1, 2, 0), "{rebuilt:?}");
-    let world = World::open(dir).await;
+    let world = Place::open(dir).await;
     assert_eq!(world.visible().await, [("h/p/a".to_owned(), 3)]);
-    assert_eq!(world.back_up((A, "h/p/a"), (0, 4), None).await.unwrap().number, 4);
+    assert_eq!(world.back_up_chunk((A, "h/p/a"), (0, 4), None).await.unwrap().number, 4);
 }
 
 #[tokio::test]
 async fn what_was_given_up_stays_away_although_all_of_it_is_there() {
-    let world = World::new().await;
-    let gone = world.back_up((A, "h/p/a"), (0, 1), None).await.unwrap();
+    let world = Place::new().await;
+    let gone = world.back_up_chunk((A, "h/p/a"), (0, 1), None).await.unwrap();
     let copy = world.repository.back_up_catalogue(1).await.unwrap();
-    world.back_up((A, "h/p/a"), (0, 2), None).await.unwrap();
+    world.back_up_chunk((A, "h/p/a"), (0, 2), None).await.unwrap();
     world.delete(&gone).await.unwrap();
     // Its collection has begun: nobody may have it again, and what is missing of it is no damage.
     assert_eq!(world.forget().await, 1);
@@ -151,8 +152,8 @@ async fn what_was_given_up_stays_away_although_all_of_it_is_there() {
 
 #[tokio::test]
 async fn of_two_manifests_with_one_number_the_later_one_counts() {
-    let world = World::new().await;
-    let one = world.back_up((A, "h/p/a"), (0, 1), None).await.unwrap();
+    let world = Place::new().await;
+    let one = world.back_up_chunk((A, "h/p/a"), (0, 1), None).await.unwrap();
     // A commit that died before the catalogue heard of it, and then the clock was put back.
     let dead = v1::Generation {
         number: 2,
@@ -163,19 +164,19 @@ async fn of_two_manifests_with_one_number_the_later_one_counts() {
     let (_, record) = Manifest::new(&dead, 1).record();
     world.repository.store.put(vec![record]).await.unwrap();
     let alone = copy_of(world.dir.path());
-    let two = world.back_up((A, "h/p/a"), (0, 2), None).await.unwrap();
+    let two = world.back_up_chunk((A, "h/p/a"), (0, 2), None).await.unwrap();
     let dir = world.close().await;
     rebuild_catalogue(dir.path()).await.unwrap();
-    assert_eq!(state(&World::open(dir).await, A, 2).await, Some(two));
+    assert_eq!(state(&Place::open(dir).await, A, 2).await, Some(two));
     // Alone it is a generation like any other: whole, for the manifest is written last.
     rebuild_catalogue(alone.path()).await.unwrap();
-    assert_eq!(state(&World::open(alone).await, A, 2).await, Some(dead));
+    assert_eq!(state(&Place::open(alone).await, A, 2).await, Some(dead));
 }
 
 #[tokio::test]
 async fn records_that_no_server_would_write_are_named_and_harm_nobody() {
-    let world = World::new().await;
-    let good = world.back_up((A, "h/p/a"), (0, 1), None).await.unwrap();
+    let world = Place::new().await;
+    let good = world.back_up_chunk((A, "h/p/a"), (0, 1), None).await.unwrap();
     let bad = [
         v1::Generation { volume_uuid: "nobody".into(), ..good.clone() },
         v1::Generation { volume_name: "../../etc/passwd:x".into(), number: 2, ..good.clone() },
@@ -195,7 +196,7 @@ async fn records_that_no_server_would_write_are_named_and_harm_nobody() {
     let noise = bytes::Bytes::from_static(b"\xff\xff\xff not a message");
     for (kind, id) in [(Kind::Manifest, *ManifestId::of(&noise).as_bytes()), (Kind::Tombstone, [9; 32])] {
         let (codec, plain_len) = (0, noise.len() as u32);
-        records.push(NewRecord { kind, id, codec, plain_len, stored: noise.clone() });
+        records.push(NewRecord { kind, id, codec, plain_len, stored: noise.clone(), stored_hash: None });
     }
     let expected = records.len() as u64;
     world.repository.store.put(records).await.unwrap();
@@ -208,8 +209,8 @@ async fn records_that_no_server_would_write_are_named_and_harm_nobody() {
 
 #[tokio::test]
 async fn a_draft_that_was_left_is_no_catalogue() {
-    let world = World::new().await;
-    world.back_up((A, "h/p/a"), (0, 1), None).await.unwrap();
+    let world = Place::new().await;
+    world.back_up_chunk((A, "h/p/a"), (0, 1), None).await.unwrap();
     let dir = world.close().await;
     let before = rows(dir.path()).await;
     for left in [DRAFT_NAME, "catalogue.sqlite.draft-wal", "catalogue.sqlite.draft-journal"] {
@@ -218,16 +219,16 @@ async fn a_draft_that_was_left_is_no_catalogue() {
     rebuild_catalogue(dir.path()).await.unwrap();
     assert_eq!(rows(dir.path()).await, before);
     fs::write(dir.path().join(DRAFT_NAME), b"half a draft").unwrap();
-    let dir = World::open(dir).await.close().await;
+    let dir = Place::open(dir).await.close().await;
     assert!(!dir.path().join(DRAFT_NAME).exists());
     assert_eq!(rows(dir.path()).await, before);
 }
 
 #[tokio::test]
 async fn a_copy_of_another_repository_or_a_damaged_one_is_refused_and_nothing_is_changed() {
-    let world = World::new().await;
-    world.back_up((A, "h/p/a"), (0, 1), None).await.unwrap();
-    let other = World::new().await;
+    let world = Place::new().await;
+    world.back_up_chunk((A, "h/p/a"), (0, 1), None).await.unwrap();
+    let other = Place::new().await;
     let foreign = other.repository.back_up_catalogue(1).await.unwrap();
     let own = world.repository.back_up_catalogue(1).await.unwrap();
     let dir = world.close().await;
@@ -256,11 +257,13 @@ async fn a_copy_of_another_repository_or_a_damaged_one_is_refused_and_nothing_is
 
 #[tokio::test]
 async fn copies_are_made_while_backups_run_and_only_the_newest_are_kept() {
-    let world = World::new().await;
+    let world = Place::new().await;
     let (repository, mut last) = (&world.repository, None);
     for seed in 0..5 {
-        let (made, copied) =
-            tokio::join!(world.back_up((A, "h/p/a"), (seed, seed), None), repository.back_up_catalogue(2));
+        let (made, copied) = tokio::join!(
+            world.back_up_chunk((A, "h/p/a"), (seed, seed), None),
+            repository.back_up_catalogue(2)
+        );
         made.unwrap();
         let copied = copied.unwrap();
         assert!(Some(&copied.path) > last.as_ref());
@@ -275,10 +278,10 @@ async fn copies_are_made_while_backups_run_and_only_the_newest_are_kept() {
 /// with it hid that the generation had once taken its name from another volume.
 #[tokio::test]
 async fn a_volume_that_lost_its_name_does_not_get_it_back_when_the_other_has_gone_on() {
-    let world = World::new().await;
-    world.back_up((B, "h/p/1"), (0, 1), None).await.unwrap();
-    let taken = world.back_up((A, "h/p/1"), (0, 2), None).await.unwrap();
-    world.back_up((A, "h/p/9"), (0, 3), None).await.unwrap();
+    let world = Place::new().await;
+    world.back_up_chunk((B, "h/p/1"), (0, 1), None).await.unwrap();
+    let taken = world.back_up_chunk((A, "h/p/1"), (0, 2), None).await.unwrap();
+    world.back_up_chunk((A, "h/p/9"), (0, 3), None).await.unwrap();
     world.protect(&taken, true).await.unwrap();
     let dir = world.close().await;
     let before = rows(dir.path()).await;

@@ -7,6 +7,7 @@
 use super::{Moving, Placing, Writer, cover, is_poisoned};
 use crate::store::{
     error::StoreError,
+    format::PACK_ENTRY_LEN,
     index::{Location, PackState},
     recovery::remove_retired,
 };
@@ -71,7 +72,8 @@ impl Writer {
             .map(|(moving, found)| Placing { record: &moving.record, from: *found })
             .collect();
         self.store(&moving)?;
-        Ok(moving.iter().map(|placing| placing.record.header.record_len()).sum())
+        let len = |placing: &Placing<'_>| placing.record.header.record_len() + PACK_ENTRY_LEN as u64;
+        Ok(moving.iter().map(len).sum())
     }
 
     /// Removes a sealed pack of which `entries` are all records, unless something of it is relied on.

@@ -1,13 +1,20 @@
 //! Records that are whole, and yet are not what they should be: somebody else wrote them into the pack.
 
 use bytes::Bytes;
-use thinbak_proto::{MapEntry, MapNode, NodeId};
+use thinbak_proto::{CODEC_PLAIN, CODEC_ZSTD, ChunkId, MapEntry, MapNode, NodeId};
 
 use super::*;
 use crate::store::{Kind, NewRecord};
 
 fn planted(kind: Kind, id: [u8; 32], codec: u32, plain_len: u32, stored: Vec<u8>) -> NewRecord {
-    NewRecord { kind, id, codec: u8::try_from(codec).unwrap(), plain_len, stored: Bytes::from(stored) }
+    NewRecord {
+        kind,
+        id,
+        codec: u8::try_from(codec).unwrap(),
+        plain_len,
+        stored: Bytes::from(stored),
+        stored_hash: None,
+    }
 }
 
 /// A repository where one volume's only leaf names the chunk `id`, whose record is as given.
