@@ -16,14 +16,15 @@ mod schedules;
 mod swap;
 #[cfg(test)]
 mod tests;
+mod writing;
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use futures::future::BoxFuture;
-use parking_lot::Mutex;
 use sqlx::{
     Connection as _, Row as _, SqliteConnection, SqlitePool,
     migrate::{MigrateError, Migrator},
@@ -41,7 +42,7 @@ pub(crate) use quarantine::QuarantineEntry;
 use rows::{generation_of, signed, unsigned};
 pub(crate) use swap::{CATALOGUE_NAME, DRAFT_NAME, finish_swap, remove_draft, swap_in};
 
-use crate::environment::ChangeGate;
+use crate::{environment::ChangeGate, write_failure::WriteFailure};
 
 type Guarded<'c> = BoxFuture<'c, Result<(), sqlx::Error>>;
 
@@ -99,13 +100,6 @@ pub(crate) struct Next {
 const GENERATION_COLUMNS: &str =
     "SELECT g.*, v.name FROM generations g JOIN volumes v ON v.uuid = g.volume_uuid";
 
-/// All volumes that have a generation.
-const VOLUMES: &str = "SELECT v.uuid, v.name, c.generations, g.number, g.created_at_ms, g.size_bytes
-             FROM volumes v
-             JOIN (SELECT volume_uuid, count(*) AS generations, max(number) AS latest
-                   FROM generations WHERE deleted_at_ms IS NULL GROUP BY volume_uuid) c ON c.volume_uuid = v.uuid
-             JOIN generations g ON g.volume_uuid = v.uuid AND g.number = c.latest
-             ORDER BY v.name";
 /// Counts and sums of each volume.
 const TOTALS: &str = "SELECT count(*), coalesce(sum(mapped_bytes / 512), 0),
                     coalesce(sum(mapped_bytes % 512), 0)
@@ -114,8 +108,8 @@ const TOTALS: &str = "SELECT count(*), coalesce(sum(mapped_bytes / 512), 0),
 pub(crate) struct Catalogue {
     pool: SqlitePool,
     path: PathBuf,
-    /// Why the last generation could not be made visible, if SQLite or the disk was the reason.
-    write_failure: Mutex<Option<String>>,
+    /// Why the last change could not be made, if SQLite or the disk was the reason.
+    write_failure: Arc<WriteFailure<String>>,
 }
 
 impl Catalogue {
@@ -179,7 +173,7 @@ impl Catalogue {
             .before_acquire(|connection, _| Box::pin(async { Ok(is_usable(connection)) }))
             .connect_with(options)
             .await?;
-        Ok(Self { pool, path: path.into(), write_failure: Mutex::default() })
+        Ok(Self { pool, path: path.into(), write_failure: Arc::default() })
     }
 
     /// Waits for what is under way and closes the file.
@@ -220,11 +214,6 @@ impl Catalogue {
         })
     }
 
-    /// Why the last generation could not be written, until one can.
-    pub(crate) fn write_failure(&self) -> Option<String> {
-        self.write_failure.lock().clone()
-    }
-
     /// Whether the catalogue can be read at all.
     pub(crate) async fn probe(&self) -> Result<(), CatalogueError> {
         sqlx::query("SELECT uuid FROM volumes LIMIT 1").fetch_optional(&self.pool).await?;
@@ -239,13 +228,7 @@ impl Catalogue {
         manifest: ManifestId,
         adopt: bool,
     ) -> Result<(), CatalogueError> {
-        let added = self.add(generation, manifest, adopt).await;
-        match &added {
-            Err(error @ CatalogueError::Sql(_)) => *self.write_failure.lock() = Some(error.to_string()),
-            // The name or the number: the catalogue has done its work.
-            Ok(()) | Err(_) => *self.write_failure.lock() = None,
-        }
-        added
+        self.noting(self.add(generation, manifest, adopt)).await
     }
 
     async fn add(
@@ -272,27 +255,9 @@ impl Catalogue {
         Ok(transaction.commit().await?)
     }
 
-    /// All volumes that have a generation, by name.
-    pub(crate) async fn volumes(&self) -> Result<Vec<v1::Volume>, CatalogueError> {
-        let rows = sqlx::query(VOLUMES).fetch_all(&self.pool).await?;
-        rows.iter().map(rows::volume_of).collect()
-    }
-
     /// The uuid of the volume that is called `name`.
     pub(crate) async fn volume(&self, name: &str) -> Result<Option<Uuid>, CatalogueError> {
         owner_of(&mut *self.pool.acquire().await?, name).await
-    }
-
-    /// The visible generations of a volume or of all, oldest first.
-    pub(crate) async fn generations(&self, volume: Option<Uuid>) -> Result<Vec<Entry>, CatalogueError> {
-        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
-            "{GENERATION_COLUMNS} WHERE g.deleted_at_ms IS NULL AND (?1 IS NULL OR g.volume_uuid = ?1)
-             ORDER BY v.name, g.number"
-        )))
-        .bind(volume.map(|uuid| uuid.to_string()))
-        .fetch_all(&self.pool)
-        .await?;
-        rows.iter().map(generation_of).collect()
     }
 
     /// One visible generation.
@@ -333,7 +298,7 @@ impl Catalogue {
         manifest: ManifestId,
     ) -> Result<bool, CatalogueError> {
         let change = "protected = ?5";
-        self.renew(generation, revision, manifest, change, "deleted_at_ms IS NULL").await
+        self.noting(self.renew(generation, revision, manifest, change, "deleted_at_ms IS NULL")).await
     }
 
     /// Makes a row say what a generation's new manifest says: the columns of `change`, where `?5` is its protection.

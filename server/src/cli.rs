@@ -86,6 +86,7 @@ async fn run(command: Command, config: Config, output: &Output) -> Result<u8, Fa
         }
         Command::Run { repo, listen, metrics } => {
             let listen = listen.or(config.listen).unwrap_or(DEFAULT_LISTEN);
+            let metrics = metrics.or(config.metrics);
             serve_repository(&place(repo, &config)?, listen, metrics, config, output).await
         }
         Command::Prune { repo, dry_run, json: _ } => {
@@ -168,6 +169,8 @@ async fn serve_repository(
     };
     let (mut terminate, mut interrupt) =
         (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
+    // A file that may not grow (`ulimit -f`) is a failed write like others, not the end of the server.
+    let _file_size_limit = handler(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?;
     let repository = open(dir, &mut config, false).await?;
     let jobs = schedule::Jobs::of(&repository);
     jobs.check(&config.schedule)?;
@@ -272,6 +275,19 @@ async fn verify(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_unit_starts_what_the_example_configures() {
+        let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+        let unit = std::fs::read_to_string(deploy.join("thinbak-server.service")).unwrap();
+        let line = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
+        let arguments = Arguments::try_parse_from(line.split_whitespace()).unwrap();
+        // What is said here would win over the file.
+        assert!(matches!(arguments.command, Command::Run { repo: None, listen: None, metrics: None }));
+        let config = Config::read(Some(&deploy.join("server.toml"))).unwrap();
+        let state = unit.lines().find_map(|line| line.strip_prefix("StateDirectory=")).unwrap();
+        assert!(config.repo.unwrap().starts_with(Path::new("/var/lib").join(state)));
+    }
 
     #[test]
     fn the_generation_follows_the_first_colon_after_the_last_slash() {

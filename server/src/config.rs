@@ -68,6 +68,8 @@ pub struct Config {
     pub repo: Option<PathBuf>,
     /// Address to listen on.
     pub listen: Option<SocketAddr>,
+    /// Address for metrics and health over HTTP.
+    pub metrics: Option<SocketAddr>,
     /// How long deletions can be undone.
     #[serde(default, deserialize_with = "duration")]
     pub grace: Option<Duration>,
@@ -200,7 +202,8 @@ mod tests {
         assert_eq!(config.retention.len(), 2);
         assert!(config.retention[0].volumes.matches("db1/fast/log"));
         assert!(config.repo.is_some() && config.listen.is_some());
-        assert!(config.schedule.entries().any(|(job, _)| job == Job::Prune));
+        let jobs: Vec<_> = config.schedule.entries().map(|(job, _)| job).collect();
+        assert_eq!(jobs, [Job::CatalogueBackup, Job::Prune, Job::Collect, Job::Verify]);
     }
 
     #[test]

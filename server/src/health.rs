@@ -1,14 +1,12 @@
 //! How a repository is: ok, degraded (it works, but not all of it, or not for long), or down.
 //!
-//! Nothing is remembered here. Whoever meets a failure notes it where it happens and takes the note back with the
-//! next success; this page asks all of them. So recovery needs no hand: room on the disk is seen by asking for it.
+//! Nothing is remembered here. Whoever meets a failure notes it where it happens; this page asks all of them. Who is
+//! asked with such a note tries again, with a write that changes nothing, and takes the note back when that succeeds.
+//! So recovery needs no hand, nor a client that tries.
 
 use std::fmt;
 
 use crate::{repository::Repository, store::StoreError};
-
-/// With so much room after a full disk, writing is worth another try.
-const ROOM_BYTES: u64 = 16 << 20;
 
 /// What is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -105,20 +103,17 @@ impl Repository {
         if *self.stopping().borrow() {
             causes.push((Cause::Stopping, "the server is stopping".to_owned()));
         }
-        match self.store.write_failure() {
-            Some(error @ StoreError::NoSpace { .. }) => {
-                let room = self.store.available_bytes().await;
-                causes.extend(
-                    room.is_none_or(|bytes| bytes < ROOM_BYTES).then(|| (Cause::NoSpace, error.to_string())),
-                );
-            }
+        match self.store.write_failure().await {
+            Some(error @ StoreError::NoSpace { .. }) => causes.push((Cause::NoSpace, error.to_string())),
             Some(error) => causes.push((Cause::Writing, error.to_string())),
             None => {}
         }
-        match (self.catalogue.write_failure(), self.catalogue.probe().await) {
-            (_, Err(error)) => causes.push((Cause::CatalogueUnreadable, error.to_string())),
-            (Some(failure), Ok(())) => causes.push((Cause::Catalogue, failure)),
-            (None, Ok(())) => {}
+        match self.catalogue.probe().await {
+            Err(error) => causes.push((Cause::CatalogueUnreadable, error.to_string())),
+            Ok(()) => {
+                let failure = self.catalogue.write_failure().await;
+                causes.extend(failure.map(|failure| (Cause::Catalogue, failure)));
+            }
         }
         let problems = self.store.problems();
         if let Some(first) = problems.first() {

@@ -25,6 +25,7 @@ pub mod schedule;
 mod service;
 pub mod store;
 mod verify;
+mod write_failure;
 
 /// What simulations and fuzzers put in the place of a disk.
 #[cfg(any(fuzzing, feature = "testing"))]

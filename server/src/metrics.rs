@@ -24,7 +24,7 @@ pub use http::serve_metrics;
 use crate::{health::State, repository::Repository};
 
 /// Volumes that get a time series each; the rest is counted in `thinbak_volumes` only.
-const MAX_VOLUMES: usize = 10_000;
+const MAX_VOLUMES: u32 = 10_000;
 
 /// A kind of work and how it ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -201,9 +201,9 @@ async fn verification(repository: &Repository, registry: &mut Registry) {
 }
 
 async fn volumes(repository: &Repository, registry: &mut Registry) {
-    let Ok(volumes) = repository.catalogue.volumes().await else { return };
+    let Ok(volumes) = repository.catalogue.volumes("", MAX_VOLUMES).await else { return };
     let last = Family::<OfVolume, Gauge<f64, AtomicU64>>::default();
-    for volume in volumes.into_iter().take(MAX_VOLUMES) {
+    for volume in volumes {
         let seconds = volume.latest_created_at_ms as f64 / 1000.0;
         last.get_or_create(&OfVolume { volume: volume.name }).set(seconds);
     }

@@ -1,7 +1,8 @@
 //! Making the catalogue anew, or bringing a copy of it up to date, from what the packs say.
 //!
 //! 1. The packs are read ([`survey`]): every manifest, every tombstone, and what is damaged.
-//! 2. A draft beside the catalogue, empty or the copy, is made to say the same ([`merge`]).
+//! 2. A draft beside the catalogue, empty or the copy, is made to say the same ([`merge`]), as far as the content of
+//!    its generations is in the packs ([`check`]).
 //! 3. The draft takes the place of the catalogue ([`swap_in`]), which is kept under another name.
 //!
 //! Before step 3 nothing that counts was touched; step 3 is done wholly or not at all. So this may be killed
@@ -9,6 +10,7 @@
 //!
 //! What is not in the packs cannot come back this way: [`ONLY_IN_THE_CATALOGUE`].
 
+mod check;
 mod damage;
 mod merge;
 mod survey;
@@ -53,6 +55,7 @@ pub const ONLY_IN_THE_CATALOGUE: &[OnlyInTheCatalogue] = &[
         "what volumes are called that lost their name by adoption, where the generation that took it is gone, or the \
          server's clock was wrong",
     ),
+    only("generations.deleted_at_ms", "when generations were deleted: their grace begins anew"),
     only("settings", "how long a deletion can be undone, where server.toml does not say it"),
     only("schedules", "when the server last did what it does by itself"),
     only("quarantine", "which records are damaged: the next verification finds them again"),
@@ -167,7 +170,8 @@ async fn fill(
     store.problems().into_iter().for_each(|problem| damages.add(Damage::Store(problem)));
 
     let catalogue = Catalogue::open_draft(draft, &environment.changes).await?;
-    let merged = merge::merge(&catalogue, store, &survey, &mut damages).await;
+    let now_ms = environment.clock.now_ms();
+    let merged = merge::merge(&catalogue, store, &survey, &mut damages, now_ms).await;
     let checked = match merged {
         Ok(merged) => catalogue.bind_to(offline.uuid()).await.map(|()| merged).map_err(Failed::from),
         Err(failed) => Err(failed),
@@ -178,7 +182,7 @@ async fn fill(
     sound?;
 
     let had_one = dir.join(CATALOGUE_NAME).exists();
-    let old = swap_in(dir, &file_time(environment.clock.now_ms()), &environment.changes)
+    let old = swap_in(dir, &file_time(now_ms), &environment.changes)
         .map_err(RepositoryError::io("replace the catalogue in", dir))?;
     let Damages { named: damage, total: damaged } = damages;
     Ok(Rebuilt {

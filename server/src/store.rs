@@ -45,12 +45,14 @@ use std::{
     path::Path,
     sync::Arc,
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, oneshot},
     task::spawn_blocking,
+    time::Instant,
 };
 use uuid::Uuid;
 
@@ -76,6 +78,11 @@ use quarantine::Quarantine;
 use record::RecordHeader;
 use shared::Shared;
 use writer::{Prepared, QUEUE_LEN, Request, Writer};
+
+/// With so much room after a full disk, writing is worth another try.
+const ROOM_BYTES: u64 = 16 << 20;
+/// Who asks whether puts can be stored again waits so long for the answer; it is noted whenever it comes.
+const PROBE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The chunk storage of one repository. Clones are handles to the same store.
 ///
@@ -262,9 +269,25 @@ impl Store {
         self.inner.shared.stats()
     }
 
-    /// Why the last put could not be stored. Gone with the next one that is.
-    pub(crate) fn write_failure(&self) -> Option<StoreError> {
-        self.inner.shared.write_failure.lock().clone()
+    /// Why puts cannot be stored: nothing, until one was not. From then on whoever asks has it tried again, with
+    /// something that does not count; so recovery is seen although nobody puts anything.
+    pub(crate) async fn write_failure(&self) -> Option<StoreError> {
+        let noted = &self.inner.shared.write_failure;
+        let failure = noted.get()?;
+        let full = matches!(failure, StoreError::NoSpace { .. });
+        if full && self.available_bytes().await.is_none_or(|bytes| bytes < ROOM_BYTES) {
+            return Some(failure);
+        }
+        // With a place in the queue first: a probe that was begun must end.
+        let queue = self.inner.queue.lock().clone();
+        if let Some(place) = queue.as_ref().and_then(|queue| queue.try_reserve().ok())
+            && let Some(probe) = noted.probe(Instant::now())
+        {
+            let (answer, answered) = oneshot::channel();
+            place.send(Request::Probe { probe, answer });
+            let _ = tokio::time::timeout(PROBE_PATIENCE, answered).await;
+        }
+        noted.get()
     }
 
     /// Room for new packs in bytes, without what is kept free; `None` where the system does not say.

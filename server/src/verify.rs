@@ -11,14 +11,14 @@
 mod content;
 mod ends;
 mod known;
-mod manifests;
+mod naming;
 mod packs;
 mod places;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -33,17 +33,15 @@ use uuid::Uuid;
 use v1::verify_event::Event;
 
 use crate::{
-    catalogue::Entry,
     ingest::{Geometry, tree_of},
     marking::Marker,
     metrics::Job,
     repository::{Pin, Repository, selector_of},
     store::{DamagedRecord, Kind, RecordMarks, StoreError},
 };
-use ends::Ends;
 pub(crate) use known::known;
 use packs::{Report, Task};
-use places::{Bad, DamagedPlace, Places};
+pub(crate) use places::{Bad, Places};
 
 /// Events that wait for the client.
 const EVENTS: usize = 64;
@@ -92,11 +90,9 @@ impl Plan {
             }
             (volume, selector) => {
                 selector_of(selector)?;
-                vec![repository.generation(volume, selector).await?]
+                vec![repository.generation(volume, selector).await?.generation]
             }
         };
-        let generations: Vec<_> =
-            generations.into_iter().map(|Entry { generation, .. }| generation).collect();
         let pins = generations.iter().map(|generation| Ok(entrance.pin(tree_of(generation)?)));
         let pins = pins.collect::<Result<_, Failed>>()?;
         let (older_than_ms, bytes_per_second) = (request.older_than_ms, request.bytes_per_second);
@@ -347,61 +343,6 @@ impl<'a> Run<'a> {
         if !self.bad.more {
             self.bad.records.insert(id, format!("{}: {reason}", ChunkId::from_bytes(id)).into());
         }
-    }
-
-    /// Names the generations that need what is damaged.
-    async fn name_generations(&mut self, plan: &Plan) -> Result<(), End> {
-        let ends = Ends::of(&plan.generations);
-        let mut usual = HashMap::new();
-        let mut wrong: HashMap<usize, Vec<DamagedPlace>> = HashMap::new();
-        for (at, generation) in plan.generations.iter().enumerate() {
-            let found = ends.check(self.repository, generation, &mut usual).await?;
-            if !found.is_empty() {
-                wrong.insert(at, found);
-            }
-        }
-        // Chunks that are short because they are a volume's last ones are as they should be.
-        let odd = self.bad.odd_chunks.keys().any(|id| !usual.contains_key(id));
-        let walk = odd || !self.bad.records.is_empty() || self.bad.more;
-        let bad = std::mem::take(&mut self.bad);
-        let mut places = Places::new(&self.repository.store, &bad);
-        for (at, generation) in plan.generations.iter().enumerate() {
-            let mut found = if walk { places.generation(generation).await? } else { Vec::new() };
-            for place in wrong.remove(&at).unwrap_or_default() {
-                let covered =
-                    |range: &DamagedPlace| (range.first..range.first + range.chunks).contains(&place.first);
-                if !found.iter().any(covered) {
-                    found.push(place);
-                }
-            }
-            self.manifest(generation, &bad, found.is_empty()).await?;
-            self.summary.damaged_generations += u64::from(!found.is_empty());
-            for place in found {
-                self.damage(generation, place).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn damage(&mut self, generation: &v1::Generation, place: DamagedPlace) -> Result<(), End> {
-        self.summary.damaged += 1;
-        let geometry = geometry_of(generation);
-        let damage = v1::VerifyDamage {
-            volume_name: generation.volume_name.clone(),
-            generation: generation.number,
-            offset_bytes: place.first.saturating_mul(u64::from(generation.chunk_bytes)),
-            length_bytes: geometry.bytes_of(place.first, place.chunks),
-            reason: place.reason,
-        };
-        tracing::warn!(
-            volume = damage.volume_name,
-            generation = damage.generation,
-            offset = damage.offset_bytes,
-            length = damage.length_bytes,
-            reason = damage.reason,
-            "damage found"
-        );
-        self.send(Event::Damage(damage)).await
     }
 
     async fn progress(&mut self) -> Result<(), End> {

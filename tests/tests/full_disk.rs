@@ -1,123 +1,16 @@
-//! A server whose disk is full: backups fail with one clear line, restores go on, the health says so, and when there is
-//! room again nobody has to do anything.
+//! Collection on a disk that is full.
 
-use std::{
-    io::{Read as _, Write as _},
-    net::TcpStream,
-    path::Path,
-    process::Command,
-    time::{Duration, Instant},
-};
-
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use thinbak_tests::{
-    Model, OpenPool, Outcome, Program, Scratch, ServerProcess, json_lines, number, program, seed, spawn,
-    summary_of,
+    Model, Mounted, OpenPool, Outcome, Program, Scratch, ServerProcess, fill, json_lines, number, program,
+    seed, summary_of,
 };
 
 const SIZE: u64 = 48 * 1024 * 1024;
 
-/// A file system of `bytes` in memory, unmounted when dropped.
-struct SmallDisk<'a>(&'a Path);
-
-impl<'a> SmallDisk<'a> {
-    fn mount(place: &'a Path, bytes: u64) -> Result<Self> {
-        std::fs::create_dir(place)?;
-        let options = format!("size={bytes}");
-        let mut command = Command::new("mount");
-        command.args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(place);
-        ensure!(spawn(&mut command)?.wait()?.success(), "a tmpfs cannot be mounted: root is needed");
-        Ok(Self(place))
-    }
-}
-
-impl Drop for SmallDisk<'_> {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0).status();
-    }
-}
-
-/// Fills a disk up to so many bytes.
-fn fill(disk: &Path, ballast: &Path, left: u64) -> Result<()> {
-    let room = rustix::fs::statvfs(disk)?;
-    let bytes = (room.f_bavail * room.f_frsize).saturating_sub(left);
-    std::fs::write(ballast, vec![1; usize::try_from(bytes)?]).context("filling the disk")
-}
-
-fn get(address: &str, path: &str) -> Result<String> {
-    let mut stream = TcpStream::connect(address)?;
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
-}
-
-/// Waits until the health says what it should. The server looks at its disk now and then, and tells nobody when that has
-/// changed: it can only be asked again. Bounded, so that a health that never changes fails the test.
-fn await_health(address: &str, state: &str) -> Result<String> {
-    let since = Instant::now();
-    loop {
-        let health = get(address, "/health")?;
-        if health.contains(&format!("\r\n\r\n{state}\n")) {
-            return Ok(health);
-        }
-        ensure!(since.elapsed() < Duration::from_secs(60), "not {state} but {health}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
 fn backup(thinbak: &Program, url: &str, code: i32) -> Result<String> {
     let outcome = thinbak.run(&["--server", url, "backup", "p/v", "--host", "h"])?.expect(code)?;
     Ok(outcome.stderr)
-}
-
-#[test]
-fn a_full_disk_stops_backups_only_and_room_is_all_it_takes() -> Result<()> {
-    let seed = seed()?;
-    let scratch = Scratch::new()?;
-    let disk = scratch.join("disk");
-    let _disk = SmallDisk::mount(&disk, 96 << 20)?;
-    let (repo, ballast) = (disk.join("repo"), disk.join("ballast"));
-    let server = program("thinbak-server", &scratch.join("state"))?;
-    let thinbak = program("thinbak", &scratch.join("state"))?;
-    server.ok(&["init", "--repo", &repo.display().to_string()])?;
-    let metrics = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
-    let server = server.env("THINBAK_METRICS", &metrics);
-    let running = ServerProcess::start(&server, &repo)?;
-    let pool = scratch.join("p");
-    thinbak.ok(&["pool", "create", "p", "--size", "256M", "--dir", &pool.display().to_string()])?;
-    thinbak.ok(&["volume", "create", "p/v", "--size", &SIZE.to_string()])?;
-    let mut model = Model::new(SIZE, seed);
-    let scribble = |model: &mut Model, count| -> Result<()> {
-        let pool = thinbak_engine::EmbeddedPool::open(&pool)?;
-        model.scribble(&pool, "v", count)
-    };
-    scribble(&mut model, 20)?;
-    backup(&thinbak, &running.url, 0)?;
-    let first = model.bytes.clone();
-    await_health(&metrics, "ok")?;
-
-    // All but some hundred KiB, which is less than the reserve.
-    fill(&disk, &ballast, 300 << 10)?;
-    scribble(&mut model, 60)?;
-    let said = backup(&thinbak, &running.url, 1)?;
-    ensure!(said.contains("no space") && said.contains("hint:"), "{said}");
-    let health = await_health(&metrics, "degraded")?;
-    ensure!(health.starts_with("HTTP/1.1 200") && health.contains("no_space: "), "{health}");
-    ensure!(get(&metrics, "/metrics")?.contains("thinbak_degraded_cause{cause=\"no_space\"} 1"));
-    let copy = scratch.join("copy.img").display().to_string();
-    thinbak.ok(&["--server", &running.url, "restore", "h/p/v:1", "--to-file", &copy])?;
-    ensure!(std::fs::read(&copy)? == first, "a restore while the disk is full");
-    std::fs::remove_file(&copy)?;
-
-    std::fs::remove_file(&ballast)?;
-    await_health(&metrics, "ok")?;
-    backup(&thinbak, &running.url, 0)?;
-    await_health(&metrics, "ok")?;
-    thinbak.ok(&["--server", &running.url, "restore", "h/p/v:latest", "--to-file", &copy])?;
-    ensure!(std::fs::read(&copy)? == model.bytes, "the backup after the disk was full");
-    thinbak.ok(&["--server", &running.url, "verify"])?;
-    Ok(())
 }
 
 /// What a collection did with each pack, in order: why, and what it copied.
@@ -135,7 +28,7 @@ fn a_collection_on_a_full_disk_makes_the_room_that_backups_need() -> Result<()> 
     let seed = seed()?;
     let scratch = Scratch::new()?;
     let disk = scratch.join("disk");
-    let _disk = SmallDisk::mount(&disk, 128 << 20)?;
+    let _disk = Mounted::small_disk(&disk, 128 << 20)?;
     let (repo, ballast) = (disk.join("repo"), disk.join("ballast"));
     let repo_name = repo.display().to_string();
     let server = program("thinbak-server", &scratch.join("state"))?;

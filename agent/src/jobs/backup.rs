@@ -87,7 +87,16 @@ impl<'a> Backup<'a> {
         let repository = Uuid::parse_str(&info.repository_uuid).map_err(|error| {
             Failed::new(FailureKind::Failed, format!("the repository's uuid is not one: {error}"))
         })?;
-        let volumes = client.list_volumes(ListVolumesRequest {}).await?.into_inner().volumes;
+        let mut known = HashMap::new();
+        let mut list = ListVolumesRequest::default();
+        loop {
+            let page = client.list_volumes(list.clone()).await?.into_inner();
+            known.extend(page.volumes.into_iter().map(|volume| (volume.uuid, volume.name)));
+            if page.next_page_token.is_empty() {
+                break;
+            }
+            list.page_token = page.next_page_token;
+        }
         let host = match request.host.as_str() {
             "" => rustix::system::uname().nodename().to_string_lossy().into_owned(),
             host => host.to_owned(),
@@ -101,7 +110,7 @@ impl<'a> Backup<'a> {
             chunk_bytes: info.chunk_bytes,
             adopt: request.adopt,
             group: if request.group { Uuid::new_v4().to_string() } else { String::new() },
-            known: volumes.into_iter().map(|volume| (volume.uuid, volume.name)).collect(),
+            known,
         })
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use uuid::Uuid;
 
-use super::{Catalogue, CatalogueError, Mutex, damaged};
+use super::{Arc, Catalogue, CatalogueError, damaged};
 
 impl Catalogue {
     /// Opens a copy to look at it. It is not changed.
@@ -16,7 +16,7 @@ impl Catalogue {
         Ok(Self {
             pool: pool.map_err(|error| damaged(path, error.into()))?,
             path: path.into(),
-            write_failure: Mutex::default(),
+            write_failure: Arc::default(),
         })
     }
 

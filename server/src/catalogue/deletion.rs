@@ -110,6 +110,10 @@ impl Catalogue {
         generations: &[GenerationKey],
         cutoff_ms: u64,
     ) -> Result<u64, CatalogueError> {
+        self.noting(self.forget_all(generations, cutoff_ms)).await
+    }
+
+    async fn forget_all(&self, generations: &[GenerationKey], cutoff_ms: u64) -> Result<u64, CatalogueError> {
         let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         let mut gone = 0;
         for key in generations {
@@ -130,6 +134,14 @@ impl Catalogue {
     /// Marks generations as deleted, in one transaction. What is not there, is protected, or is its volume's
     /// newest stays. Returns those that were marked.
     pub(crate) async fn mark_deleted(
+        &self,
+        deletions: &[Deletion],
+        deleted_at_ms: u64,
+    ) -> Result<Vec<GenerationKey>, CatalogueError> {
+        self.noting(self.mark_all(deletions, deleted_at_ms)).await
+    }
+
+    async fn mark_all(
         &self,
         deletions: &[Deletion],
         deleted_at_ms: u64,
@@ -182,7 +194,7 @@ impl Catalogue {
         manifest: ManifestId,
     ) -> Result<bool, CatalogueError> {
         let change = "deleted_at_ms = NULL, tombstone = NULL, protected = ?5";
-        self.renew(generation, revision, manifest, change, "deleted_at_ms IS NOT NULL").await
+        self.noting(self.renew(generation, revision, manifest, change, "deleted_at_ms IS NOT NULL")).await
     }
 
     /// How long a deletion can be undone, in milliseconds.

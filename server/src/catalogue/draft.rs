@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{
     Catalogue, CatalogueError,
-    rows::{self, signed, unsigned},
+    rows::{self, number, signed, small, unsigned},
 };
 
 /// A volume as the catalogue has it.
@@ -26,7 +26,8 @@ pub(crate) struct RowState {
     pub(crate) number: u64,
     pub(crate) revision: u64,
     pub(crate) root: Vec<u8>,
-    pub(crate) manifest: Vec<u8>,
+    pub(crate) size_bytes: u64,
+    pub(crate) chunk_bytes: u32,
     pub(crate) deleted_at_ms: Option<u64>,
 }
 
@@ -46,7 +47,8 @@ pub(crate) struct Draft {
 }
 
 const STATE_COLUMNS: &str =
-    "SELECT g.volume_uuid, v.name, g.number, g.revision, g.root, g.manifest, g.deleted_at_ms
+    "SELECT g.volume_uuid, v.name, g.number, g.revision, g.root, g.size_bytes, g.chunk_bytes,
+         g.deleted_at_ms
      FROM generations g JOIN volumes v ON v.uuid = g.volume_uuid";
 
 impl Catalogue {
@@ -181,6 +183,15 @@ impl Draft {
         Ok(())
     }
 
+    /// How many generations are visible, and how many are deleted.
+    pub(crate) async fn counts(&mut self) -> Result<(u64, u64), CatalogueError> {
+        let (all, deleted): (i64, i64) =
+            sqlx::query_as("SELECT count(*), count(deleted_at_ms) FROM generations")
+                .fetch_one(&mut *self.transaction)
+                .await?;
+        Ok((unsigned(all - deleted)?, unsigned(deleted)?))
+    }
+
     pub(crate) async fn commit(self) -> Result<(), CatalogueError> {
         Ok(self.transaction.commit().await?)
     }
@@ -197,7 +208,8 @@ fn state_of(row: &sqlx::sqlite::SqliteRow) -> Result<RowState, CatalogueError> {
         number: unsigned(row.try_get("number")?)?,
         revision: unsigned(row.try_get("revision")?)?,
         root: row.try_get("root")?,
-        manifest: row.try_get("manifest")?,
+        size_bytes: number(row, "size_bytes")?,
+        chunk_bytes: small(row, "chunk_bytes")?,
         deleted_at_ms: row.try_get::<Option<i64>, _>("deleted_at_ms")?.map(unsigned).transpose()?,
     })
 }

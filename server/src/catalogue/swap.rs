@@ -5,13 +5,14 @@
 //! |---|---|
 //! | `catalogue.sqlite.draft` | being made; of no value, removed at the next open |
 //! | `catalogue.sqlite.new-TIME` | complete and on stable storage: from now on this is the catalogue |
-//! | `catalogue.sqlite.old-TIME` | what it took the place of, with its `-wal` |
+//! | `catalogue.sqlite.old-TIME` | what it took the place of, with its `-wal`; the newest three are kept |
 //!
 //! The rename of the draft decides. All that follows is also done by whoever opens the repository next. It cannot
 //! be one rename, for the old catalogue's write-ahead log must be out of the way first: SQLite would replay it
 //! into the new file.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -23,6 +24,8 @@ pub(crate) const CATALOGUE_NAME: &str = "catalogue.sqlite";
 pub(crate) const DRAFT_NAME: &str = "catalogue.sqlite.draft";
 const NEW_PREFIX: &str = "catalogue.sqlite.new-";
 const OLD_PREFIX: &str = "catalogue.sqlite.old-";
+/// Replaced catalogues that are kept, the last one included.
+const KEPT_OLD: usize = 3;
 /// What SQLite keeps beside a file.
 const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
 
@@ -61,7 +64,27 @@ pub(crate) fn swap_in(dir: &Path, time: &str, changes: &ChangeGate) -> io::Resul
     for step in decision(dir, time).iter().chain(&completion(dir, time)) {
         step.run(changes)?;
     }
+    if let Err(error) = remove_old(dir, time, changes) {
+        tracing::warn!(dir = %dir.display(), %error, "replaced catalogues cannot be removed");
+    }
     Ok(dir.join(format!("{OLD_PREFIX}{time}")))
+}
+
+/// Removes replaced catalogues but for the newest ones. The one of `now` is new, whatever the clock said before.
+fn remove_old(dir: &Path, now: &str, changes: &ChangeGate) -> io::Result<()> {
+    let mut old = BTreeMap::<String, Vec<PathBuf>>::new();
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let Some(name) = name.to_str() else { continue };
+        let Some(rest) = name.strip_prefix(OLD_PREFIX) else { continue };
+        let companion = COMPANIONS.iter().find_map(|companion| rest.strip_suffix(companion));
+        let time = companion.unwrap_or(rest);
+        if is_time(time) && time != now {
+            old.entry(time.to_owned()).or_default().push(dir.join(name));
+        }
+    }
+    let surplus = old.len().saturating_sub(KEPT_OLD - 1);
+    old.into_values().take(surplus).flatten().try_for_each(|path| Step::Remove(path).run(changes))
 }
 
 /// Completes a swap that was decided, and removes a draft that was not. The repository is locked.
@@ -179,6 +202,27 @@ mod tests {
                 assert_eq!(here(&format!("{OLD_PREFIX}{TIME}-wal")), Some("catalogue.sqlite-wal"));
                 assert_eq!(found.len(), 4, "{found:?}");
             }
+        }
+    }
+
+    #[test]
+    fn of_the_replaced_ones_the_newest_are_kept_and_nothing_of_others_is_touched() {
+        let old = |time: &str| format!("{OLD_PREFIX}{time}");
+        let times = ["20261120T000000.000Z", "20261121T000000.000Z", "20261122T000000.000Z"];
+        let mut names: Vec<String> = times.iter().map(|time| old(time)).collect();
+        names.extend([old(&format!("{}-wal", times[0])), old(&format!("{}-wal", times[2]))]);
+        names.extend([CATALOGUE_NAME, "catalogue.sqlite-wal", DRAFT_NAME].map(str::to_owned));
+        names.extend([old("before-the-move"), "catalogue.sqlite.bak".to_owned()]);
+        // By a clock that was set back it is not the newest.
+        for now in ["20261123T000000.000Z", "20261101T000000.000Z"] {
+            let dir = place(&names.iter().map(String::as_str).collect::<Vec<_>>());
+            let replaced = swap_in(dir.path(), now, &ChangeGate::default()).unwrap();
+            assert!(replaced.exists());
+            let found = content(&dir);
+            let gone: Vec<_> = names.iter().filter(|name| !found.contains_key(*name)).cloned().collect();
+            let moved = ["catalogue.sqlite-wal".to_owned(), DRAFT_NAME.to_owned()];
+            let removed = [old(times[0]), old(&format!("{}-wal", times[0]))];
+            assert_eq!(gone, [&removed[..], &moved[..]].concat(), "{now}");
         }
     }
 

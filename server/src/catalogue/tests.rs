@@ -106,7 +106,7 @@ async fn a_name_has_one_owner_until_it_is_adopted() {
     ));
     let refused = catalogue.add_generation(&generation(new, "h/p/v", 1), MANIFEST, false).await;
     assert!(matches!(refused, Err(CatalogueError::NameTaken { .. })));
-    assert_eq!(catalogue.volumes().await.unwrap().len(), 1, "a refused volume left a trace");
+    assert_eq!(catalogue.volumes("", 9).await.unwrap().len(), 1, "a refused volume left a trace");
     catalogue.add_generation(&generation(new, "h/p/v", 1), MANIFEST, true).await.unwrap();
     assert_eq!(catalogue.volume("h/p/v").await.unwrap(), Some(new));
     assert_eq!(catalogue.volume(&format!("h/p/v.{old}")).await.unwrap(), Some(old));
@@ -139,7 +139,7 @@ async fn what_does_not_fit_is_refused_and_not_cut() {
     let refused = catalogue.add_generation(&huge, MANIFEST, false).await;
     assert!(matches!(refused, Err(CatalogueError::TooLarge(u64::MAX))));
     assert!(catalogue.generation(volume, Selector::Number(u64::MAX)).await.is_err());
-    assert_eq!(catalogue.volumes().await.unwrap(), []);
+    assert_eq!(catalogue.volumes("", 9).await.unwrap(), []);
 }
 
 /// All pages of `roots` or of `expired`, as volume and number, from pages of two.

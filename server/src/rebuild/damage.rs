@@ -46,6 +46,28 @@ pub enum Damage {
         /// Why not.
         reason: StoreError,
     },
+    /// A generation that is kept, although a part of it is gone or cannot be read.
+    #[error("{volume}:{number} was kept although {chunks} of its chunks cannot be had")]
+    Incomplete {
+        /// Name of the volume.
+        volume: String,
+        /// Number of the generation.
+        number: u64,
+        /// How many chunks; of map nodes that are gone, all that may be under them.
+        chunks: u64,
+    },
+    /// The manifest of a commit that died before anybody saw the generation, and of which a part was collected.
+    #[error(
+        "{volume}:{number} was left out: {chunks} of its chunks are in no pack, and its commit was never completed"
+    )]
+    Unborn {
+        /// Name of the volume.
+        volume: String,
+        /// Number of the generation.
+        number: u64,
+        /// How many chunks; of map nodes that are gone, all that may be under them.
+        chunks: u64,
+    },
     /// A generation that only the copy of the catalogue knows, while packs are damaged.
     #[error("{volume}:{number} was kept although its manifest is not in the packs")]
     ManifestMissing {

@@ -5,21 +5,19 @@ use std::{
     iter,
 };
 
-use thinbak_proto::{Failed, NodeId};
+use thinbak_proto::Failed;
 use uuid::Uuid;
 
 use super::{
-    Damage, Damages,
-    survey::{Facts, Found, Survey, is_of_all},
+    Damages,
+    check::Check,
+    survey::{Facts, Found, Survey},
 };
 use crate::{
-    catalogue::{Catalogue, Draft, Grave, RowState, VolumeRow},
+    catalogue::{Catalogue, Grave, RowState, VolumeRow},
     manifest::GIVEN_UP,
-    store::{DamageReason, Kind, Store, StoreError},
+    store::Store,
 };
-
-/// Roots read at a time; a map node has about 4 KiB at most.
-const ROOTS: u32 = 256;
 
 /// What became of the catalogue, see [`Rebuilt`](super::Rebuilt).
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -32,12 +30,15 @@ pub(super) struct Merged {
     pub(super) collected: u64,
 }
 
-/// Merges what the packs say into a catalogue, in one transaction.
+/// Merges what the packs say into a catalogue, in one transaction. `now_ms` is when what was deleted, and is not known
+/// to be by the catalogue, counts as deleted: a deletion may have died between tombstone and catalogue, and then nobody
+/// knew that its grace had begun.
 pub(super) async fn merge(
     catalogue: &Catalogue,
     store: &Store,
     survey: &Survey,
     damages: &mut Damages,
+    now_ms: u64,
 ) -> Result<Merged, Failed> {
     let mut draft = catalogue.draft().await?;
     let before = draft.volumes().await?;
@@ -45,6 +46,7 @@ pub(super) async fn merge(
     draft.set_volumes(&volumes).await?;
     let next_numbers: HashMap<Uuid, u64> =
         before.into_iter().map(|volume| (volume.uuid, volume.next_number)).collect();
+    let anew = |grave: Grave| Grave { deleted_at_ms: now_ms, ..grave };
     let mut merged = Merged { volumes: volumes.len() as u64, ..Merged::default() };
     let mut added = HashSet::new();
     for (&(volume, number), facts) in &survey.generations {
@@ -53,7 +55,7 @@ pub(super) async fn merge(
         match decide(facts, row.as_ref(), number >= next_number) {
             Decision::Keep => {}
             Decision::Put(found, grave) => {
-                draft.put(&found.generation, found.revision, found.manifest, grave).await?;
+                draft.put(&found.generation, found.revision, found.manifest, grave.map(anew)).await?;
                 if row.is_none() {
                     added.insert((volume, number));
                 } else {
@@ -61,7 +63,7 @@ pub(super) async fn merge(
                 }
             }
             Decision::Bury(grave) => {
-                draft.bury(volume, number, grave).await?;
+                draft.bury(volume, number, anew(grave)).await?;
                 merged.changed += 1;
             }
             Decision::Forget => {
@@ -70,8 +72,12 @@ pub(super) async fn merge(
             }
         }
     }
-    check_all(&mut draft, store, survey, damages, &mut merged, &mut added).await?;
-    merged.added = added.len() as u64;
+    let newest = volumes.iter().map(|volume| (volume.uuid, volume.next_number.saturating_sub(1))).collect();
+    let mut check = Check { draft: &mut draft, store, survey, newest, added, damages, collected: 0 };
+    check.all().await?;
+    merged.collected += check.collected;
+    merged.added = check.added.len() as u64;
+    (merged.generations, merged.deleted) = draft.counts().await?;
     draft.commit().await?;
     Ok(merged)
 }
@@ -187,99 +193,5 @@ impl Names {
         self.owners.insert(name.clone(), uuid);
         self.names.insert(uuid, name.clone());
         name
-    }
-}
-
-/// Looks for the content of every generation that the catalogue has now.
-async fn check_all(
-    draft: &mut Draft,
-    store: &Store,
-    survey: &Survey,
-    damages: &mut Damages,
-    merged: &mut Merged,
-    added: &mut HashSet<(Uuid, u64)>,
-) -> Result<(), Failed> {
-    let packs_are_whole = damages.total == 0;
-    let mut last = None;
-    loop {
-        let rows = draft.states_after(last, ROOTS).await?;
-        let Some(end) = rows.last() else { return Ok(()) };
-        last = Some((end.volume, end.number));
-        let roots = read_roots(store, &rows).await?;
-        for (row, root) in rows.iter().zip(roots) {
-            let manifest =
-                survey.generations.get(&(row.volume, row.number)).is_some_and(|facts| facts.found.is_some());
-            let (verdict, damage) = judge(row, root, manifest, packs_are_whole);
-            damage.into_iter().for_each(|damage| damages.add(damage));
-            match (verdict, row.deleted_at_ms) {
-                (Verdict::Keep, None) => merged.generations += 1,
-                (Verdict::Keep, Some(_)) => merged.deleted += 1,
-                (Verdict::Collected, _) => merged.collected += 1,
-                (Verdict::Lost, _) => {}
-            }
-            if verdict != Verdict::Keep {
-                draft.remove(row.volume, row.number).await?;
-                added.remove(&(row.volume, row.number));
-            }
-        }
-    }
-}
-
-/// Whether the root of a map is there.
-enum Root {
-    Whole,
-    Missing,
-    Unreadable(StoreError),
-}
-
-async fn read_roots(store: &Store, rows: &[RowState]) -> Result<Vec<Root>, Failed> {
-    let ids: Vec<[u8; 32]> =
-        rows.iter().map(|row| <[u8; 32]>::try_from(row.root.as_slice()).unwrap_or_default()).collect();
-    let records = store.get_many(ids.clone()).await?;
-    iter::zip(ids, records)
-        .map(|(id, record)| match record {
-            None => Ok(Root::Missing),
-            Some(Err(error)) if is_of_all(&error) => Err(error.into()),
-            Some(Err(error)) => Ok(Root::Unreadable(error)),
-            Some(Ok(record))
-                if record.kind == Kind::MapNode && NodeId::of(&record.stored).as_bytes() == &id =>
-            {
-                Ok(Root::Whole)
-            }
-            // Which pack it is does not matter: the content is not what the id names.
-            Some(Ok(_)) => Ok(Root::Unreadable(StoreError::Damaged {
-                pack: 0,
-                offset: 0,
-                reason: DamageReason::OtherRecord,
-            })),
-        })
-        .collect()
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Keep,
-    /// It was deleted, and collected since.
-    Collected,
-    /// Its content is gone.
-    Lost,
-}
-
-/// A generation without its root is nothing. One without its manifest was collected after the copy of the
-/// catalogue was made, even if another generation has the same root; unless the manifest may have been in what is
-/// damaged.
-fn judge(row: &RowState, root: Root, manifest: bool, packs_are_whole: bool) -> (Verdict, Option<Damage>) {
-    let (volume, number) = (row.volume_name.clone(), row.number);
-    match (root, row.deleted_at_ms) {
-        (Root::Missing, Some(_)) => (Verdict::Collected, None),
-        (Root::Missing, None) if !manifest && packs_are_whole => (Verdict::Collected, None),
-        (Root::Missing, None) => (Verdict::Lost, Some(Damage::RootMissing { volume, number })),
-        (_, None) if !manifest && packs_are_whole => (Verdict::Collected, None),
-        (Root::Unreadable(_), Some(_)) => (Verdict::Keep, None),
-        (Root::Unreadable(reason), None) => {
-            (Verdict::Keep, Some(Damage::RootUnreadable { volume, number, reason }))
-        }
-        (Root::Whole, None) if !manifest => (Verdict::Keep, Some(Damage::ManifestMissing { volume, number })),
-        (Root::Whole, _) => (Verdict::Keep, None),
     }
 }

@@ -59,7 +59,7 @@ pub(super) struct Survey {
     pub(super) manifests: u64,
     pub(super) tombstones: u64,
     pub(super) damages: Damages,
-    chunk_bytes: u32,
+    pub(super) chunk_bytes: u32,
 }
 
 impl Survey {

@@ -2,6 +2,10 @@
 //! `*` or a list of numbers and ranges, `/N` takes every Nth of them. As in cron, when both days are restricted one of the two is
 //! enough.
 //!
+//! Own code, for the library there is (croner 4) is no shorter way to the same: it works on another version of jiff, runs a
+//! moment that clocks leave out when they are put forward rather than as much later, takes `*/2` for a day that is
+//! restricted, and accepts lines that are never.
+//!
 //! When clocks are put forward, a moment that is left out comes as much later; when they are put back, one that comes
 //! twice is taken the first time only.
 

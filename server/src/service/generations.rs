@@ -20,7 +20,8 @@ use crate::{
     verify,
 };
 
-/// Generations in one answer at most. Names and points are bounded where they come in: this many fit a message.
+/// Generations or volumes in one answer at most. Names and points are bounded where they come in: this many fit a
+/// message.
 const PAGE: u32 = 1000;
 
 pub(crate) struct GenerationService(pub(crate) Arc<Repository>);
@@ -55,10 +56,7 @@ impl GenerationService {
         let grace_ms = self.0.catalogue.grace_ms().await?;
         let deleted_after_ms = request.deleted.then(|| self.0.now_ms().saturating_sub(grace_ms));
         let filter = Filter { volume, deleted_after_ms, newest: request.newest };
-        let limit = match request.page_size {
-            0 => PAGE,
-            size => size.min(PAGE),
-        };
+        let limit = page_of(request.page_size);
         let page = self.0.catalogue.page(filter, &position_of(&request.page_token)?, limit).await?;
         let full = u32::try_from(page.len()).is_ok_and(|length| length == limit);
         let next_page_token = page.last().filter(|_| full).map(token_of).unwrap_or_default();
@@ -116,6 +114,14 @@ impl GenerationService {
     }
 }
 
+/// How many there are in a page.
+fn page_of(asked: u32) -> u32 {
+    match asked {
+        0 => PAGE,
+        size => size.min(PAGE),
+    }
+}
+
 /// Where a page begins: number and name of the last generation of the page before.
 fn position_of(token: &str) -> Result<Position, Failed> {
     if token.is_empty() {
@@ -160,10 +166,16 @@ impl v1::repository_server::Repository for GenerationService {
 
     async fn list_volumes(
         &self,
-        _: Request<v1::ListVolumesRequest>,
+        request: Request<v1::ListVolumesRequest>,
     ) -> Result<Response<v1::ListVolumesResponse>, Status> {
-        let volumes = self.0.catalogue.volumes().await.map_err(Failed::from)?;
-        Ok(Response::new(v1::ListVolumesResponse { volumes }))
+        let v1::ListVolumesRequest { page_size, page_token } = request.into_inner();
+        let limit = page_of(page_size);
+        // The token is the name of the last volume of the page before.
+        let volumes = self.0.catalogue.volumes(&page_token, limit).await.map_err(Failed::from)?;
+        let full = u32::try_from(volumes.len()).is_ok_and(|length| length == limit);
+        let last = volumes.last().filter(|_| full);
+        let next_page_token = last.map(|volume| volume.name.clone()).unwrap_or_default();
+        Ok(Response::new(v1::ListVolumesResponse { volumes, next_page_token }))
     }
 
     async fn list_generations(

@@ -29,6 +29,7 @@ use super::{
     error::StoreError,
     format::{INDEX_MARK_KEY_LEN, INDEX_MARK_PREFIX, INDEX_OWNER_KEY},
     layout::PackEntry,
+    medium,
 };
 
 /// Memory of the embedded store: blocks read, and entries not yet in a table (up to five such tables
@@ -84,11 +85,8 @@ impl Index {
             Err(error) => return Err(io("removing the old chunk index", error)),
         }
         let handle = index.open_database()?;
-        handle
-            .entries
-            .insert(INDEX_OWNER_KEY, owner_value(repository))
-            .map_err(|source| index.failed("writing the chunk index", source))?;
         *index.handle.write() = Some(handle);
+        index.own()?;
         if condemned {
             fs::remove_file(&index.rebuild_mark).map_err(|source| io("removing the rebuild mark", source))?;
         }
@@ -228,6 +226,11 @@ impl Index {
             .map_err(|source| self.failed("writing the chunk index", source))
     }
 
+    /// Writes whose index this is; nothing else changes.
+    pub(super) fn own(&self) -> Result<(), StoreError> {
+        self.write(|handle| handle.entries.insert(INDEX_OWNER_KEY, owner_value(self.repository)))
+    }
+
     /// Takes out the entries of `ids`, all of which point into `pack`, and marks the pack as retired, in one
     /// step. It is durable only after [`persist`](Self::persist).
     pub(super) fn retire(&self, pack: u32, ids: &[[u8; 32]]) -> Result<(), StoreError> {
@@ -299,19 +302,12 @@ impl Index {
     /// After a failed write the embedded store takes no further ones. Opens it again, if there is room
     /// to: until then it can still be read.
     pub(super) fn reopen(&self) -> Result<(), StoreError> {
-        self.probe().map_err(|source| StoreError::io("reopening the chunk index", &self.path, source))?;
+        medium::probe(&self.rebuild_mark.with_extension("probe"), PROBE_BYTES)
+            .map_err(|source| StoreError::io("reopening the chunk index", &self.path, source))?;
         let mut handle = self.handle.write();
         *handle = None;
         *handle = Some(self.open_database()?);
         Ok(())
-    }
-
-    fn probe(&self) -> std::io::Result<()> {
-        let path = self.rebuild_mark.with_extension("probe");
-        let written =
-            fs::write(&path, vec![0xa5; PROBE_BYTES]).and_then(|()| fs::File::open(&path)?.sync_all());
-        fs::remove_file(&path)?;
-        written
     }
 }
 

@@ -15,6 +15,10 @@ use super::{
 /// deletion, repair, the catalogue and the chunk index need room to work.
 const RESERVE_BYTES: u64 = 256 * 1024 * 1024;
 const RESERVE_DIVISOR: u64 = 16;
+/// In the packs' folder, for the moment of a probe.
+const PROBE_NAME: &str = "probe";
+/// More than a chunk.
+const PROBE_BYTES: usize = 2 << 20;
 
 /// A pack by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,6 +48,8 @@ pub(crate) trait Medium: Send + Sync + 'static {
     fn remove(&self, number: u32) -> io::Result<()>;
     /// Bytes that may be appended before the reserve is touched.
     fn available_bytes(&self) -> io::Result<u64>;
+    /// Writes and syncs something beside the packs, and removes it again: whether that can be done.
+    fn probe(&self) -> io::Result<()>;
 }
 
 /// A pack being written.
@@ -75,6 +81,16 @@ pub(crate) struct DirectoryMedium {
 impl DirectoryMedium {
     pub(crate) fn new(root: PathBuf) -> Self {
         Self { root }
+    }
+}
+
+/// Writes and syncs a file of `bytes` and removes it: whether there is room, and the disk takes it.
+pub(super) fn probe(path: &Path, bytes: usize) -> io::Result<()> {
+    let written = fs::write(path, vec![0xa5; bytes]).and_then(|()| File::open(path)?.sync_all());
+    match fs::remove_file(path) {
+        // There was not even room for the name.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => written,
+        removed => written.and(removed),
     }
 }
 
@@ -147,6 +163,10 @@ impl Medium for DirectoryMedium {
         let stat = rustix::fs::statvfs(&self.root)?;
         let reserve = RESERVE_BYTES.min(stat.f_blocks.saturating_mul(stat.f_frsize) / RESERVE_DIVISOR);
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize).saturating_sub(reserve))
+    }
+
+    fn probe(&self) -> io::Result<()> {
+        probe(&self.root.join(PROBE_NAME), PROBE_BYTES)
     }
 }
 

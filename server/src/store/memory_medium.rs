@@ -204,6 +204,10 @@ impl Medium for MemoryMedium {
     fn available_bytes(&self) -> io::Result<u64> {
         Ok(self.state.lock().available.unwrap_or(u64::MAX))
     }
+
+    fn probe(&self) -> io::Result<()> {
+        self.state.lock().step()
+    }
 }
 
 impl PackWrite for Handle {

@@ -21,7 +21,7 @@ use super::{
     record::Kind,
     touched::Touched,
 };
-use crate::environment::Clock;
+use crate::{environment::Clock, write_failure::WriteFailure};
 
 /// Packs kept open for reading.
 const OPEN_PACKS: usize = 128;
@@ -66,8 +66,8 @@ pub(super) struct Shared {
     pub(super) touched: Arc<Touched>,
     problems: Mutex<Vec<Problem>>,
     stats: Mutex<StoreStats>,
-    /// Why the last batch could not be stored, until one can.
-    pub(super) write_failure: Mutex<Option<StoreError>>,
+    /// Why the last batch could not be stored, until one can or a probe says that it could.
+    pub(super) write_failure: WriteFailure<StoreError>,
 }
 
 impl Shared {
@@ -90,7 +90,7 @@ impl Shared {
             touched: Arc::default(),
             problems: Mutex::default(),
             stats: Mutex::default(),
-            write_failure: Mutex::default(),
+            write_failure: WriteFailure::default(),
         }
     }
 

@@ -10,6 +10,7 @@
 //! there is room again. A pack that is no longer found under its name is given up in the same way before anything that
 //! went into it is answered.
 
+mod retry;
 mod sweep;
 
 use std::{
@@ -21,6 +22,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
+use retry::cover;
 pub(super) use sweep::Leaving;
 pub(crate) use sweep::Removal;
 
@@ -35,6 +37,7 @@ use super::{
     record::{Kind, Place, RecordHeader},
     shared::Shared,
 };
+use crate::write_failure::Probe;
 
 /// Requests that may wait for the writer.
 pub(super) const QUEUE_LEN: usize = 64;
@@ -84,6 +87,11 @@ pub(super) enum Request {
     Move {
         records: Vec<Moving>,
         answer: Answer<u64>,
+    },
+    /// See whether a put would be stored, after one was not. Answered when that is noted.
+    Probe {
+        probe: Probe,
+        answer: oneshot::Sender<()>,
     },
     /// Remove a pack.
     Retire {
@@ -165,6 +173,10 @@ impl Writer {
                 // Not in a batch with what may find no room.
                 Some(Request::Put { records, answer }) => self.serve(vec![(records, answer)]),
                 Some(Request::Settle { answer }) => drop(answer.send(self.settle())),
+                Some(Request::Probe { probe, answer }) => {
+                    self.probe(probe);
+                    let _ = answer.send(());
+                }
                 Some(Request::Move { records, answer }) => drop(answer.send(self.relocate(&records))),
                 Some(Request::Retire { pack, entries, answer }) => {
                     drop(answer.send(self.retire(pack, &entries)));
@@ -183,9 +195,9 @@ impl Writer {
         let (requests, answers): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
         let result = self.commit(&requests);
         match &result {
-            Err(error) => *self.shared.write_failure.lock() = Some(error.clone()),
+            Err(error) => self.shared.write_failure.note(error.clone()),
             Ok(outcomes) if outcomes.iter().any(|outcome| outcome.new_records > 0) => {
-                *self.shared.write_failure.lock() = None;
+                self.shared.write_failure.clear();
             }
             // Nothing was written: nothing is known.
             Ok(_) => {}
@@ -424,21 +436,4 @@ fn fitting(pack: &OpenPack, records: &[Placing<'_>]) -> usize {
         })
         .count();
     if pack.entries.is_empty() { fitting.max(1) } else { fitting }
-}
-
-/// Enters the records that the index does not have yet. An index that gave up is opened again; it may then
-/// have forgotten the last batches, so all records of the pack are entered.
-fn cover(shared: &Shared, pack: &mut OpenPack) -> Result<(), StoreError> {
-    let rest = pack.entries.get(pack.indexed..).unwrap_or_default();
-    let mut result = shared.index.cover(pack.number, pack.indexed, rest, &pack.mark);
-    if result.as_ref().is_err_and(is_poisoned) {
-        pack.indexed = 0;
-        shared.index.reopen()?;
-        result = shared.index.cover(pack.number, 0, &pack.entries, &pack.mark);
-    }
-    if result.is_ok() {
-        pack.indexed = pack.entries.len();
-        shared.touched.moved(&std::mem::take(&mut pack.moving));
-    }
-    result
 }

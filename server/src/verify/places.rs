@@ -24,13 +24,13 @@ const MAX_RANGES: usize = 1000;
 
 /// What cannot be had.
 #[derive(Debug, Default)]
-pub(super) struct Bad {
+pub(crate) struct Bad {
     /// Damaged and lost records that trees may need, and why.
-    pub(super) records: HashMap<[u8; 32], Arc<str>>,
+    pub(crate) records: HashMap<[u8; 32], Arc<str>>,
     /// Chunks that are not as long as chunks are, and their length in bytes.
-    pub(super) odd_chunks: HashMap<ChunkId, u32>,
+    pub(crate) odd_chunks: HashMap<ChunkId, u32>,
     /// There are more than are in here.
-    pub(super) more: bool,
+    pub(crate) more: bool,
 }
 
 /// What is wrong with a range of chunks.
@@ -44,15 +44,15 @@ struct Place {
 
 /// A range of a generation that cannot be had, in chunks.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct DamagedPlace {
-    pub(super) first: u64,
-    pub(super) chunks: u64,
-    pub(super) node: bool,
-    pub(super) reason: String,
+pub(crate) struct DamagedPlace {
+    pub(crate) first: u64,
+    pub(crate) chunks: u64,
+    pub(crate) node: bool,
+    pub(crate) reason: String,
 }
 
 /// The damaged places of one volume, generation after generation.
-pub(super) struct Places<'a> {
+pub(crate) struct Places<'a> {
     store: &'a Store,
     bad: &'a Bad,
     before: Option<(String, Tree)>,
@@ -61,12 +61,12 @@ pub(super) struct Places<'a> {
 }
 
 impl<'a> Places<'a> {
-    pub(super) fn new(store: &'a Store, bad: &'a Bad) -> Self {
+    pub(crate) fn new(store: &'a Store, bad: &'a Bad) -> Self {
         Self { store, bad, before: None, places: BTreeMap::new(), more: false }
     }
 
     /// Goes on to a generation, those of a volume in ascending order, and returns its damaged ranges.
-    pub(super) async fn generation(
+    pub(crate) async fn generation(
         &mut self,
         generation: &v1::Generation,
     ) -> Result<Vec<DamagedPlace>, Failed> {

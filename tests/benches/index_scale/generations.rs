@@ -63,7 +63,15 @@ pub(crate) fn measure(runtime: &Runtime, place: &mut Place, settings: &Settings)
     runtime.block_on(async {
         let mut client = Client::connect(place.url()?).await?.repository();
         let since = Instant::now();
-        let found = client.list_volumes(ListVolumesRequest {}).await?.into_inner().volumes.len();
+        let (mut found, mut list) = (0, ListVolumesRequest::default());
+        loop {
+            let page = client.list_volumes(list).await?.into_inner();
+            found += page.volumes.len();
+            if page.next_page_token.is_empty() {
+                break;
+            }
+            list = ListVolumesRequest { page_token: page.next_page_token, ..ListVolumesRequest::default() };
+        }
         listing.volumes_call = since.elapsed();
         ensure!(found as u64 >= volumes, "{found} volumes");
         let since = Instant::now();

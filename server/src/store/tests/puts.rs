@@ -163,6 +163,29 @@ async fn a_put_that_does_not_fit_says_so_and_a_later_one_succeeds() {
     assert_all_there(&store, &chunks(0..8, 1000)).await;
 }
 
+#[tokio::test]
+async fn that_puts_fail_is_forgotten_when_they_would_succeed_although_there_is_none() {
+    let dir = Dir::new();
+    let medium = Arc::new(MemoryMedium::default());
+    let store = dir.open_on(&medium).await.unwrap();
+    assert_eq!(store.write_failure().await.map(|error| error.to_string()), None);
+    medium.set_available(Some(1500));
+    assert!(matches!(store.put(chunks(0..4, 1000)).await, Err(StoreError::NoSpace { .. })));
+    assert!(matches!(store.write_failure().await, Some(StoreError::NoSpace { .. })));
+    medium.set_available(None);
+    assert!(store.write_failure().await.is_none());
+    // Refused by the disk, whatever it says of the space.
+    let next = medium.operations() + 1;
+    medium.fail(next..next + 1);
+    store.put(chunks(0..4, 1000)).await.unwrap_err();
+    assert!(store.write_failure().await.is_none());
+    medium.fail(0..u64::MAX);
+    store.put(chunks(0..4, 1000)).await.unwrap_err();
+    assert!(store.write_failure().await.is_some(), "the probe fails as well");
+    medium.fail(0..0);
+    store.put(chunks(0..4, 1000)).await.unwrap();
+}
+
 /// What the writer does after the index gave up on a full disk.
 #[tokio::test]
 async fn an_index_that_is_opened_again_knows_what_it_knew() {
