@@ -91,6 +91,7 @@ impl Server {
                             damage,
                             Damage::Store(Problem::PackHeader { .. } | Problem::Skipped { .. })
                                 | Damage::RootMissing { .. }
+                                | Damage::Unborn { .. }
                         )
                     };
                     let damage: Vec<_> = rebuilt.damage.iter().filter(|damage| !harmless(damage)).collect();
