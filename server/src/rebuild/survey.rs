@@ -1,6 +1,6 @@
 //! Reading all manifests and tombstones.
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 use thinbak_proto::{ID_LEN, MAX_LEVELS, ManifestId, chunk_count, levels_for, v1};
 use uuid::Uuid;
@@ -104,7 +104,8 @@ impl Survey {
         }
     }
 
-    /// The highest revision counts, of equal ones the one created last.
+    /// The highest revision counts, of equal ones the one that lies later in the packs: that of the commit that was seen,
+    /// for the other died before, and nobody moves a dead one. The dates may say otherwise, when the clock was put back.
     fn manifest(&mut self, record: &StoredRecord) -> Result<(), ManifestError> {
         let (generation, revision) = Manifest::read(record)?;
         let volume = check(&generation, revision, self.chunk_bytes)?;
@@ -112,16 +113,11 @@ impl Survey {
         let (created_at_ms, place) = (found.generation.created_at_ms, self.manifests);
         let facts = self.generations.entry((volume, found.generation.number)).or_default();
         // Of two commits the later one: the first died before it could be seen.
-        let is_commit = |before: &Commit| {
-            (revision, Reverse(created_at_ms)) < (before.revision, Reverse(before.created_at_ms))
-        };
-        if facts.commit.as_ref().is_none_or(is_commit) {
+        if facts.commit.as_ref().is_none_or(|before| revision <= before.revision) {
             let volume_name = found.generation.volume_name.clone();
             facts.commit = Some(Commit { revision, created_at_ms, place, volume_name });
         }
-        let rank =
-            |found: &Found| (found.revision, found.generation.created_at_ms, *found.manifest.as_bytes());
-        if facts.found.as_ref().is_none_or(|before| rank(before) < rank(&found)) {
+        if facts.found.as_ref().is_none_or(|before| before.revision <= revision) {
             facts.found = Some(found);
         }
         Ok(())

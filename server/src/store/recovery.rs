@@ -84,9 +84,14 @@ fn compare(shared: &Shared, files: &[PackFile]) -> Result<Comparison, StoreError
                 shared.know(number);
                 shared.add_pack(file.len, &mark);
                 if file.len < mark.len {
-                    shared.withdraw(number, file.len);
                     let (expected, found) = (mark.len, file.len);
-                    shared.report(Problem::Pack(StoreError::PackTruncated { pack: number, expected, found }));
+                    // Cut off, or the place of another one.
+                    let (readable, error) = match Pack::open(&*shared.medium, shared.repository, number) {
+                        Err(error) if error.is_damage() => (0, error),
+                        _ => (found, StoreError::PackTruncated { pack: number, expected, found }),
+                    };
+                    shared.withdraw(number, readable);
+                    shared.report(Problem::Pack(error));
                 } else if !(mark.state == PackState::Sealed && file.len == mark.len) {
                     todo.push((file, Some(mark)));
                 }

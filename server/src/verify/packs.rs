@@ -55,7 +55,8 @@ pub(super) struct Task {
 pub(super) enum Report {
     /// A pack is damaged outside its records, or as a whole.
     Pack { pack: u32, reason: String },
-    /// A record is damaged. Not its place but its pack is, if it cannot be read at all.
+    /// A record is damaged. Not its place but its pack is, if that is known to be lost whenever the repository is opened;
+    /// that another one lies there may not be.
     Record { damaged: DamagedRecord, pack_lost: bool },
     /// A record in quarantine reads well.
     Sound(RecordPlace),
@@ -280,10 +281,11 @@ impl Planner {
         if left_out > 0 {
             self.report(Report::Progress(Progress { left_out, ..Progress::default() }));
         }
-        if let Some(reason) = audit.unreadable().map(ToString::to_string) {
+        if let Some(error) = audit.unreadable() {
+            let (reason, is_another) = (error.to_string(), matches!(error, StoreError::WrongPack { .. }));
             for entry in entries {
                 let damaged = damaged(&entry, reason.clone());
-                self.report(Report::Record { damaged, pack_lost: true });
+                self.report(Report::Record { damaged, pack_lost: !is_another });
             }
             return self.report(Report::Done { pack: number, sound: false });
         }

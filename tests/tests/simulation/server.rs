@@ -84,11 +84,17 @@ impl Server {
         loop {
             match rebuild_catalogue_in(&repository(&self.dir), &self.environment()).await {
                 Ok(rebuilt) => {
-                    // A header that was torn when power failed costs nothing.
-                    let torn = |damage: &Damage| {
-                        matches!(damage, Damage::Store(Problem::PackHeader { .. } | Problem::Skipped { .. }))
+                    // A header that was torn when power failed costs nothing; and of a commit that died unheard a
+                    // collection may have freed the map before the manifest. What agents heard of is checked elsewhere.
+                    let harmless = |damage: &Damage| {
+                        matches!(
+                            damage,
+                            Damage::Store(Problem::PackHeader { .. } | Problem::Skipped { .. })
+                                | Damage::RootMissing { .. }
+                                | Damage::Unborn { .. }
+                        )
                     };
-                    let damage: Vec<_> = rebuilt.damage.iter().filter(|damage| !torn(damage)).collect();
+                    let damage: Vec<_> = rebuilt.damage.iter().filter(|damage| !harmless(damage)).collect();
                     ensure!(damage.is_empty(), "the rebuilt catalogue lacks something: {damage:?}");
                     return Ok(());
                 }
