@@ -138,6 +138,9 @@ pub(crate) fn start(
             // A client that has gone needs no reason.
             let _ = sender.send(Err(failed.into())).await;
         }
+        // Who sees the end of the answer may close the repository, and is the last to have it.
+        drop(repository);
+        drop((report, sender));
     });
     receiver
 }

@@ -150,6 +150,10 @@ pub(crate) fn start(
                 let _ = sender.send(Err(failed.into())).await;
             }
         }
+        drop(run);
+        // Who sees the end of the answer may close the repository, and is the last to have it.
+        drop(repository);
+        drop(sender);
     });
     receiver
 }

@@ -132,6 +132,9 @@ pub(super) async fn run(repository: Arc<Repository>, prune: Prune, sender: mpsc:
             let _ = run.sender.send(Err(failed.into())).await;
         }
     }
+    // Who sees the end of the answer may close the repository, and is the last to have it.
+    drop(repository);
+    drop(run);
 }
 
 /// Why a run ends early.

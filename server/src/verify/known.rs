@@ -39,6 +39,9 @@ pub(crate) fn known(
                 // A client that has gone needs no reason.
                 let _ = sender.send(Err(failed.into())).await;
             }
+            // Who sees the end of the answer may close the repository, and is the last to have it.
+            drop(repository);
+            drop(sender);
         });
     }
     receiver
