@@ -75,6 +75,7 @@ fn run(cli: Cli, output: Output) -> Result<(), Stop> {
 }
 
 async fn dispatch(context: Context, command: Command) -> Result<(), Stop> {
+    thinbak_server::survive_file_size_limit()?;
     // The daemon has its own way to end.
     if let Command::Agent(command) = command {
         return agent::run(&context, command).await;

@@ -45,6 +45,7 @@ pub(super) fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let outcome = match runtime {
         Ok(runtime) => runtime.block_on(async {
+            thinbak_server::survive_file_size_limit()?;
             // An empty variable says nothing.
             let named = arguments.config.as_deref().filter(|path| path.as_os_str() != OsStr::new(""));
             run(arguments.command, Config::read(named)?, &output).await
@@ -169,8 +170,6 @@ async fn serve_repository(
     };
     let (mut terminate, mut interrupt) =
         (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
-    // A file that may not grow (`ulimit -f`) is a failed write like others, not the end of the server.
-    let _file_size_limit = handler(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?;
     let repository = open(dir, &mut config, false).await?;
     let jobs = schedule::Jobs::of(&repository);
     jobs.check(&config.schedule)?;

@@ -8,6 +8,7 @@ mod content;
 #[cfg(test)]
 mod crashes;
 mod environment;
+mod file_size_limit;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 #[expect(clippy::indexing_slicing, reason = "a panic is a finding")]
@@ -36,6 +37,7 @@ pub mod testing {
 
 pub use catalogue::CatalogueError;
 pub use environment::{Clock, Environment, Random};
+pub use file_size_limit::survive_file_size_limit;
 pub use metrics::serve_metrics;
 pub use rebuild::{
     Damage, MAX_DAMAGE, ONLY_IN_THE_CATALOGUE, OnlyInTheCatalogue, Rebuilt, rebuild_catalogue,

@@ -5,12 +5,15 @@ use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::TcpStream,
     path::{Path, PathBuf},
+    process::Command,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
-use thinbak_tests::{Model, Mounted, OpenPool, Program, Scratch, ServerProcess, fill, program, seed};
+use thinbak_tests::{
+    Model, Mounted, OpenPool, Program, Scratch, ServerProcess, Way, World, fill, program, seed,
+};
 
 const SIZE: u64 = 48 * 1024 * 1024;
 
@@ -67,7 +70,8 @@ impl Site {
         Ok(bytes)
     }
 
-    /// Waits until the health says what it should; how it changes is asynchronous.
+    /// Waits until the health says what it should. It changes with a probe of the disk and tells nobody: it can only be
+    /// asked again. Bounded, so that one that never changes fails the test.
     fn await_health(&self, state: &str) -> Result<String> {
         let since = Instant::now();
         loop {
@@ -144,6 +148,31 @@ fn a_full_disk_under_the_catalogue_alone_is_no_other() -> Result<()> {
     let filled = std::fs::write(&ballast, vec![1; 16 << 20]);
     ensure!(filled.is_err_and(|error| error.kind() == ErrorKind::StorageFull), "the disk is not full");
     site.sick_then_well("catalogue", "disk is full", |_| Ok(std::fs::remove_file(&ballast)?))
+}
+
+#[test]
+fn a_limit_of_file_sizes_is_a_failed_write_also_without_a_server() -> Result<()> {
+    let world = World::new(Way::Embedded, SIZE)?;
+    let mut model = Model::new(SIZE, seed()?);
+    model.scribble(&*world.open_pool()?, "v", 60)?;
+    world.backup("v")?;
+    model.scribble(&*world.open_pool()?, "v", 60)?;
+    let backup = world.thinbak.command(&world.with_repository(&["backup", &world.volume("v")]));
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -f 8; exec \"$@\"", "sh"]).arg(backup.get_program()).args(backup.get_args());
+    for (name, value) in backup.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    let ended = limited.output()?;
+    let said = String::from_utf8_lossy(&ended.stderr);
+    ensure!(ended.status.code() == Some(1) && said.starts_with("error: "), "{}: {said}", ended.status);
+    world.backup("v")?;
+    world.restore("v", 2, "back")?;
+    ensure!(world.export("back")? == model.bytes, "the backup afterwards");
+    Ok(())
 }
 
 #[test]
