@@ -130,7 +130,8 @@ impl Place {
         self.stop()
     }
 
-    /// Waits until nothing changes in the repository any more: the index is merged behind those who write.
+    /// Waits until nothing changes in the repository any more: the index is merged behind those who write, and tells
+    /// nobody when it has ended. So it is looked at now and then; nothing but how fast what follows is depends on it.
     pub(crate) fn quiet(&self) -> Result<()> {
         let mut before = (0, 0);
         loop {

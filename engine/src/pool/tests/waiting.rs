@@ -192,6 +192,7 @@ impl BlockDevice for Slow {
     }
 
     fn flush(&self) -> io::Result<()> {
+        // A disk that takes its time: what is under test, not waited for.
         thread::sleep(Duration::from_millis(2));
         self.0.flush()
     }
