@@ -89,6 +89,22 @@ impl World {
         self.scratch.join("repo")
     }
 
+    /// The repository's packs, in the order of their numbers.
+    ///
+    /// # Errors
+    /// A folder that cannot be read.
+    pub fn packs(&self) -> Result<Vec<PathBuf>> {
+        let (mut folders, mut packs) = (vec![self.repo().join("packs")], Vec::new());
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder)? {
+                let path = entry?.path();
+                if path.is_dir() { folders.push(path) } else { packs.push(path) }
+            }
+        }
+        packs.sort();
+        Ok(packs)
+    }
+
     /// The pool as commands name it.
     #[must_use]
     pub fn pool(&self) -> String {

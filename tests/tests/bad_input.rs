@@ -145,14 +145,7 @@ fn flip(path: &std::path::Path, offset: u64) -> Result<()> {
 
 /// The one pack of a small repository.
 fn pack_of(world: &World) -> Result<std::path::PathBuf> {
-    let mut folders = vec![world.repo().join("packs")];
-    let mut packs = Vec::new();
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder)? {
-            let path = entry?.path();
-            if path.is_dir() { folders.push(path) } else { packs.push(path) }
-        }
-    }
+    let mut packs = world.packs()?;
     packs.sort_by_key(|path| fs::metadata(path).map_or(0, |metadata| metadata.len()));
     packs.pop().context("no pack")
 }

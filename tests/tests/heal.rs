@@ -3,7 +3,6 @@
 use std::{
     fs::{self, OpenOptions},
     os::unix::fs::FileExt as _,
-    path::PathBuf,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -14,22 +13,10 @@ use thinbak_tests::{Model, Way, World, number, seed, text};
 const CHUNK: usize = 64 * 1024;
 const SIZE: u64 = 4 << 20;
 
-fn packs(world: &World) -> Result<Vec<PathBuf>> {
-    let (mut folders, mut packs) = (vec![world.repo().join("packs")], Vec::new());
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder)? {
-            let path = entry?.path();
-            if path.is_dir() { folders.push(path) } else { packs.push(path) }
-        }
-    }
-    packs.sort();
-    Ok(packs)
-}
-
 /// Changes one byte of the stored content of the record with this id, wherever it lies first. A record header has the id at
 /// offset 36 and the content at 104.
 fn spoil(world: &World, id: &[u8; 32]) -> Result<()> {
-    for path in packs(world)? {
+    for path in world.packs()? {
         let bytes = fs::read(&path)?;
         let header = (64..bytes.len().saturating_sub(104)).step_by(8).find(|&at| {
             bytes.get(at..at + 4) == Some(b"tbrc") && bytes.get(at + 36..at + 68) == Some(&id[..])
@@ -45,7 +32,7 @@ fn spoil(world: &World, id: &[u8; 32]) -> Result<()> {
 
 /// The plain content of a map node, by its id.
 fn node(world: &World, id: NodeId) -> Result<MapNode> {
-    for path in packs(world)? {
+    for path in world.packs()? {
         let bytes = fs::read(&path)?;
         for at in (64..bytes.len().saturating_sub(104)).step_by(8) {
             let header = bytes.get(at..at + 104).unwrap_or_default();

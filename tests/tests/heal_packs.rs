@@ -4,7 +4,7 @@
 use std::{
     fs::{self, OpenOptions},
     os::unix::fs::FileExt as _,
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
@@ -55,18 +55,6 @@ impl Blow {
     }
 }
 
-fn packs(world: &World) -> Result<Vec<PathBuf>> {
-    let (mut folders, mut packs) = (vec![world.repo().join("packs")], Vec::new());
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder)? {
-            let path = entry?.path();
-            if path.is_dir() { folders.push(path) } else { packs.push(path) }
-        }
-    }
-    packs.sort();
-    Ok(packs)
-}
-
 /// Restores a generation to a file; what it holds.
 fn restored(world: &World, generation: u64) -> Result<Vec<u8>> {
     let path = world.scratch.join("restored.img");
@@ -95,7 +83,7 @@ fn heals(way: Way, blow: Blow, which: usize, random: &mut StdRng) -> Result<()> 
             world.start_server()?;
         }
     }
-    let packs = packs(&world)?;
+    let packs = world.packs()?;
     let pack = packs.get(which).context("a backup made no pack")?;
     let other = packs.get((which + 1) % packs.len()).context("one pack only")?;
     blow.strike(pack, other, random)?;

@@ -1,6 +1,6 @@
 //! Policies, deletion and its undoing through the programs.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
@@ -52,23 +52,9 @@ fn field(summary: &Value, name: &str) -> u64 {
     summary.get(name).and_then(Value::as_u64).unwrap_or(u64::MAX)
 }
 
-/// Files and their contents, to see that nothing changed.
+/// The packs' contents, to see that nothing changed.
 fn packs(world: &World) -> Result<Vec<Vec<u8>>> {
-    fn read(folder: &Path, found: &mut Vec<Vec<u8>>) -> Result<()> {
-        let mut paths: Vec<_> =
-            fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
-        paths.sort();
-        for path in paths {
-            match path.is_dir() {
-                true => read(&path, found)?,
-                false => found.push(fs::read(&path)?),
-            }
-        }
-        Ok(())
-    }
-    let mut found = Vec::new();
-    read(&world.repo().join("packs"), &mut found)?;
-    Ok(found)
+    world.packs()?.iter().map(|path| Ok(fs::read(path)?)).collect()
 }
 
 /// The whole life of a deletion: planned, done, undone, and what comes back is what was there.

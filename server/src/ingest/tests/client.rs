@@ -81,6 +81,12 @@ impl Place {
         RepositoryClient::new(self.routes())
     }
 
+    /// All volumes that have a generation.
+    pub(crate) async fn volumes(&self) -> Vec<v1::Volume> {
+        let request = v1::ListVolumesRequest::default();
+        self.generations().list_volumes(request).await.unwrap().into_inner().volumes
+    }
+
     pub(crate) async fn begin(&self, begin: v1::BackupBegin) -> Result<Backup, Failed> {
         Backup::begin(&self.repository, begin).await
     }

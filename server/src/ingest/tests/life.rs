@@ -126,13 +126,7 @@ async fn another_volume_under_a_known_name_is_refused_until_adopted() {
     let begin = v1::BackupBegin { adopt: true, ..begin };
     let adopted = place.back_up(begin, vec![new(0, 2)]).await.unwrap();
     assert_eq!(adopted.number, 1);
-    let volumes = place
-        .generations()
-        .list_volumes(v1::ListVolumesRequest::default())
-        .await
-        .unwrap()
-        .into_inner()
-        .volumes;
+    let volumes = place.volumes().await;
     let names: Vec<_> = volumes.iter().map(|volume| volume.name.clone()).collect();
     assert_eq!(names, ["h/p/v".to_owned(), format!("h/p/v.{old}")]);
 }

@@ -94,13 +94,7 @@ async fn impossible_batches_are_refused_and_leave_nothing_visible() {
         assert_eq!(failed.exit_code(), code, "{what}: {failed}");
         assert_eq!(backup.answer().await.unwrap(), None, "{what}: the stream has ended");
     }
-    let volumes = place
-        .generations()
-        .list_volumes(v1::ListVolumesRequest::default())
-        .await
-        .unwrap()
-        .into_inner()
-        .volumes;
+    let volumes = place.volumes().await;
     let names: Vec<_> = volumes.iter().map(|volume| volume.name.as_str()).collect();
     assert_eq!(names, ["h/p/before"]);
     let mut backup = place.begin(full(Uuid::new_v4(), "h/p/v", size)).await.unwrap();

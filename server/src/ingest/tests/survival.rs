@@ -36,13 +36,7 @@ async fn what_was_acknowledged_before_the_stream_was_cut_is_not_sent_again() {
     let ack = cut.batch(vec![new(0, 1), new(1, 2)]).await.unwrap();
     assert_eq!(ack.batches, 1);
     drop(cut);
-    let volumes = place
-        .generations()
-        .list_volumes(v1::ListVolumesRequest::default())
-        .await
-        .unwrap()
-        .into_inner()
-        .volumes;
+    let volumes = place.volumes().await;
     assert_eq!(volumes, [], "nothing is visible");
 
     let mut again = place.begin(begin).await.unwrap();

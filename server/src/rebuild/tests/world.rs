@@ -68,13 +68,7 @@ impl Place {
 
     /// What its volume is called now.
     async fn name_of(&self, generation: &v1::Generation) -> String {
-        let volumes = self
-            .generations()
-            .list_volumes(v1::ListVolumesRequest::default())
-            .await
-            .unwrap()
-            .into_inner()
-            .volumes;
+        let volumes = self.volumes().await;
         volumes.into_iter().find(|volume| volume.uuid == generation.volume_uuid).unwrap().name
     }
 
