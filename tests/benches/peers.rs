@@ -146,7 +146,8 @@ fn conditions(gib: f64, rounds: usize, scratch: &Path) -> Result<()> {
          `restore to a file, with fsync`.\n\
          thinbak: agent and server are two processes over the loopback, every id is recomputed on arrival; CPU and peak \
          are the sum of both. It reads the volume from a pool, and the change is written into that pool; the others read \
-         a file at the same path, with the new content.\n\
+         a file at the same path, with the new content. What reads as zeros is restored as holes by thinbak, rustic and borg \
+         (each told to, where it has to be), and written out by those that have no such option.\n\
          The check is made with one backup in the repository, the restore is of the second backup, and the deletion is \
          of the first one, with all that frees its space at once, by each program's own thresholds for rewriting.",
     );

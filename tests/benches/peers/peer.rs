@@ -182,8 +182,10 @@ impl Place<'_> {
     fn restore(&self) -> Result<Cost> {
         match self.peer.kind {
             Kind::Restic => self.run(&["-q", "restore", "latest", "--target", "restored"]),
-            Kind::Rustic | Kind::RusticFixed => self.run(&["restore", "latest", "restored"]),
-            Kind::Borg => self.run_in(&self.folder.join("restored"), &["extract", "::second"]),
+            Kind::Rustic | Kind::RusticFixed => {
+                self.run(&["restore", "--sparse", "by-content", "latest", "restored"])
+            }
+            Kind::Borg => self.run_in(&self.folder.join("restored"), &["extract", "--sparse", "::second"]),
             Kind::BlkArchive => {
                 let stream = self.newest_stream()?;
                 let target = ["--create", "restored/volume"];
