@@ -7,7 +7,7 @@
 use std::{convert::Infallible, path::Path, sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
-use thinbak_proto::{Failed, FailureKind};
+use thinbak_proto::{FRAME_LEN, Failed, FailureKind};
 use tokio::net::UnixStream;
 use tonic::{
     body::Body,
@@ -78,6 +78,7 @@ pub async fn over_tcp(url: &str) -> Result<BoxedChannel, Failed> {
         .keep_alive_timeout(SILENCE)
         .connect_timeout(Duration::from_secs(10))
         .tcp_nodelay(true)
+        .max_frame_size(FRAME_LEN)
         .initial_stream_window_size(4 * 1024 * 1024)
         .initial_connection_window_size(16 * 1024 * 1024);
     let channel = endpoint

@@ -7,6 +7,7 @@ mod pack_chunks;
 mod session;
 mod volume;
 
+pub use compress::chunk_compressor;
 pub use file::FileSink;
 pub use generation::{GenerationSink, GenerationStats};
 pub use session::Commit;

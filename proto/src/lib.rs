@@ -2,6 +2,7 @@
 //! chunk and map-node ids, the encoding of map nodes, how a failure travels, how lengths of time and moments are
 //! written, and what `--json` says of the events of jobs.
 
+mod buffers;
 mod codec;
 mod duration;
 mod failure;
@@ -10,6 +11,7 @@ pub mod json;
 mod map_node;
 mod moment;
 
+pub use buffers::{Buffer, BufferPool, TRANSFER_ALIGNMENT};
 pub use codec::{MessageCodec, MessageEncoder};
 pub use duration::{InvalidDuration, format_duration, parse_duration};
 pub use failure::{Failed, FailureKind};
@@ -39,6 +41,10 @@ pub const MAX_PAYLOAD_LEN: usize = 1024 * 1024;
 
 /// Decoding limit of every client and server: a payload and what wraps it.
 pub const MAX_MESSAGE_LEN: usize = 4 * 1024 * 1024;
+
+/// HTTP/2 frames that a side takes, in bytes: with the 16 KiB that are usual a chunk comes in many pieces, each of which
+/// costs a wake-up.
+pub const FRAME_LEN: u32 = 256 * 1024;
 
 /// Chunk codec: the stored bytes are the plain bytes.
 pub const CODEC_PLAIN: u32 = 0;

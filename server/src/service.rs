@@ -7,7 +7,7 @@ mod tests;
 use std::{convert::Infallible, future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use thinbak_proto::{
-    DESCRIPTOR_SET, Failed, FailureKind, MAX_MESSAGE_LEN,
+    DESCRIPTOR_SET, FRAME_LEN, Failed, FailureKind, MAX_MESSAGE_LEN,
     v1::{content_server::ContentServer, ingest_server::IngestServer, repository_server::RepositoryServer},
 };
 use tokio::net::TcpListener;
@@ -102,6 +102,7 @@ pub async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .max_concurrent_streams(STREAMS)
+        .max_frame_size(FRAME_LEN)
         .add_routes(routes(repository))
         .add_service(health)
         .add_service(reflection)

@@ -29,6 +29,7 @@ mod medium;
 pub(crate) mod memory_medium;
 mod pack;
 mod quarantine;
+mod read_file;
 mod reader;
 mod record;
 mod recovery;

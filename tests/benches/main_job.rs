@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
+use thinbak_agent::sink::chunk_compressor;
 use thinbak_tests::{
     Limits, Mix, Program, Scratch, Timed, changed_copy, hash_file, import, measure, program, setting,
     summary_of, threads, timed, write_changes, write_mix,
@@ -29,7 +30,7 @@ fn main() -> Result<()> {
     write_mix(&first, mix)?;
     let changed = changed_copy(&first, &second, mix, mix.blocks / 100)?;
     say("measuring this machine's limits on that volume, one thread each");
-    let limits = measure(&first, scratch.path())?;
+    let limits = measure(&first, scratch.path(), chunk_compressor(BLOCK as u32)?)?;
     print_limits(&limits);
     for run in 1..=runs {
         say(&format!("run {run} of {runs}"));
@@ -120,12 +121,12 @@ fn print_limits(limits: &Limits) {
     };
     rate("read", limits.read, limits.bytes);
     rate("BLAKE3", limits.hash, limits.bytes);
-    rate("zstd -3", limits.compress, limits.bytes);
+    rate("zstd", limits.compress, limits.bytes);
     rate("zstd -d", limits.decompress, limits.bytes);
     rate("write compressed, fsync", limits.write_compressed, limits.compressed_bytes);
     rate("write plain, fsync", limits.write_plain, limits.bytes);
     say(&format!(
-        "  zstd -3 leaves {:.1} %; {} threads",
+        "  zstd leaves {:.1} %; {} threads",
         100.0 * limits.compressed_bytes as f64 / limits.bytes as f64,
         threads()
     ));

@@ -15,13 +15,13 @@ use anyhow::Result;
 pub struct Limits {
     /// Bytes of the input.
     pub bytes: u64,
-    /// Bytes of it as zstd level 3 leaves them.
+    /// Bytes of it as it is left by compression.
     pub compressed_bytes: u64,
     /// Reading it, as the page cache has it.
     pub read: Duration,
     /// BLAKE3 of it in chunks of 64 KiB.
     pub hash: Duration,
-    /// zstd level 3 of it in chunks of 64 KiB.
+    /// Compression of it in chunks of 64 KiB.
     pub compress: Duration,
     /// Decompressing that again.
     pub decompress: Duration,
@@ -53,8 +53,8 @@ pub fn threads() -> u32 {
     std::thread::available_parallelism().map_or(1, |count| count.get() as u32)
 }
 
-/// Measures the limits on the content of `input`; scratch files go to `folder`.
-pub fn measure(input: &Path, folder: &Path) -> Result<Limits> {
+/// Measures the limits on the content of `input`, compressed by `compressor`; scratch files go to `folder`.
+pub fn measure(input: &Path, folder: &Path, mut compressor: zstd::bulk::Compressor<'_>) -> Result<Limits> {
     let mut file = File::open(input)?;
     let mut buffer = vec![0; 4 << 20];
     let mut limits = Limits {
@@ -67,7 +67,6 @@ pub fn measure(input: &Path, folder: &Path) -> Result<Limits> {
         write_compressed: Duration::ZERO,
         write_plain: Duration::ZERO,
     };
-    let mut compressor = zstd::bulk::Compressor::new(3)?;
     let mut decompressor = zstd::bulk::Decompressor::new()?;
     let (packed_path, plain_path) = (folder.join("limit-packed"), folder.join("limit-plain"));
     let mut packed_file = File::create(&packed_path)?;

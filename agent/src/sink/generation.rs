@@ -53,7 +53,8 @@ impl GenerationSink {
     pub async fn begin(client: IngestClient<BoxedChannel>, begin: BackupBegin) -> Result<Self, Failed> {
         let size = begin.size_bytes;
         let session = Arc::new(Session::begin(client, begin).await?);
-        let (preparing, compressors, sent) = (VecDeque::new(), Arc::default(), HashSet::new());
+        let compressors = Arc::new(Compressors::new(session.chunk_bytes()));
+        let (preparing, sent) = (VecDeque::new(), HashSet::new());
         Ok(Self { session, size, preparing, compressors, sent, stats: GenerationStats::default() })
     }
 

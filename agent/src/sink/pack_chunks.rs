@@ -155,7 +155,7 @@ mod tests {
     use crate::sink::compress::Compressors;
 
     fn packed(pieces: Vec<Piece>, missing: HashSet<ChunkId>) -> Vec<Packed> {
-        Compressors::default().with(|compressor| pack(pieces, missing, compressor)).unwrap().unwrap()
+        Compressors::new(4096).with(|compressor| pack(pieces, missing, compressor)).unwrap().unwrap()
     }
 
     fn data(offset: u64, bytes: Vec<u8>) -> Extent {

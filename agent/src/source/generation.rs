@@ -4,10 +4,11 @@ use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 use thinbak_proto::{
-    CODEC_PLAIN, CODEC_ZSTD, ChunkId, Failed, FailureKind, MapEntry,
+    BufferPool, CODEC_PLAIN, CODEC_ZSTD, ChunkId, Failed, FailureKind, MapEntry,
     v1::{ChunkData, Generation, GetChunksRequest, content_client::ContentClient},
 };
 use tokio::task::JoinHandle;
+use zstd::bulk::Decompressor;
 
 use super::{
     geometry::{CUT_CHUNKS, Geometry},
@@ -21,6 +22,9 @@ use crate::{
 
 /// Fetches under way at a time, of up to 4 MiB each.
 const FETCHES: usize = 4;
+
+/// Batches that wait for their next use: more are seldom under way.
+const IDLE_BUFFERS: usize = 2 * FETCHES;
 
 /// Chunks of the map looked at in one step, so that what was found to differ stays small in memory.
 const COMPARED_CHUNKS: u64 = CUT_CHUNKS;
@@ -54,6 +58,8 @@ pub struct GenerationSource {
     /// What the stream must name, not fetched yet.
     wanted: VecDeque<MapRun>,
     fetches: VecDeque<JoinHandle<Result<(Batch, u64), Failed>>>,
+    /// What batches are made in.
+    buffers: BufferPool,
     stats: SourceStats,
 }
 
@@ -79,6 +85,7 @@ impl GenerationSource {
             runs: VecDeque::new(),
             wanted: VecDeque::new(),
             fetches: VecDeque::new(),
+            buffers: BufferPool::new(usize::try_from(BATCH_BYTES).unwrap_or_default(), IDLE_BUFFERS),
             stats: SourceStats::default(),
         })
     }
@@ -179,7 +186,7 @@ impl Source for GenerationSource {
     async fn next(&mut self) -> Result<Option<Batch>, Failed> {
         while self.fetches.len() < FETCHES {
             let Some(wanted) = self.next_wanted().await? else { break };
-            let fetch = fetch(self.content.clone(), self.geometry, wanted);
+            let fetch = fetch(self.content.clone(), self.geometry, wanted, self.buffers.clone());
             self.fetches.push_back(tokio::spawn(fetch));
         }
         let Some(fetch) = self.fetches.pop_front() else { return Ok(None) };
@@ -269,6 +276,7 @@ async fn fetch(
     mut content: ContentClient<BoxedChannel>,
     geometry: Geometry,
     wanted: Vec<MapRun>,
+    buffers: BufferPool,
 ) -> Result<(Batch, u64), Failed> {
     let mut lengths = HashMap::new();
     for run in &wanted {
@@ -278,22 +286,8 @@ async fn fetch(
     }
     let answers = receive(&mut content, &lengths).await?;
     let received = answers.iter().map(|data| data.stored.len() as u64).sum();
-    let plain = tokio::task::spawn_blocking(move || open_chunks(&answers, &lengths));
-    let plain = plain.await.map_err(|error| broken(&error))??;
-    let mut batch = Vec::with_capacity(wanted.len());
-    for run in &wanted {
-        let (offset, len) = (geometry.offset(run), geometry.len(run));
-        let content = match (run.entry, run.id()) {
-            (_, Some(id)) => {
-                let missing = || damaged(&format!("the server did not send chunk {id}"));
-                Content::Data(plain.get(&id).cloned().ok_or_else(missing)?)
-            }
-            (MapEntry::Zero, None) => Content::Zero(len),
-            _ => Content::Unmapped(len),
-        };
-        batch.push(Extent { offset, content });
-    }
-    Ok((batch, received))
+    let batch = tokio::task::spawn_blocking(move || assemble(&answers, geometry, &wanted, &buffers));
+    Ok((batch.await.map_err(|error| broken(&error))??, received))
 }
 
 /// What a server sends of the chunks of these plain lengths, in bounded memory.
@@ -323,31 +317,80 @@ async fn receive(
     Ok(answers)
 }
 
-/// Decompresses and proves what a server sent.
-fn open_chunks(
+/// Decompresses and proves what a server sent, into one piece of memory: chunks that lie beside each other in the volume
+/// become one extent. Synchronous: it takes a processor for a while.
+fn assemble(
     answers: &[ChunkData],
-    lengths: &HashMap<ChunkId, u64>,
-) -> Result<HashMap<ChunkId, Bytes>, Failed> {
-    let mut plain = HashMap::with_capacity(answers.len());
+    geometry: Geometry,
+    wanted: &[MapRun],
+    buffers: &BufferPool,
+) -> Result<Batch, Failed> {
+    let mut by_id = HashMap::with_capacity(answers.len());
     for data in answers {
         let id = ChunkId::try_from(&*data.id).map_err(|error| damaged(&error.to_string()))?;
-        let Some(&length) = lengths.get(&id) else {
-            return Err(damaged(&format!("the server sent chunk {id}, which was not asked for")));
-        };
-        let length = usize::try_from(length).unwrap_or(0);
-        let bytes = match data.codec {
-            CODEC_PLAIN => data.stored.clone(),
-            CODEC_ZSTD => zstd::bulk::decompress(&data.stored, length)
-                .map_err(|error| damaged(&format!("chunk {id} does not decompress: {error}")))?
-                .into(),
-            other => return Err(damaged(&format!("chunk {id} has codec {other}, which is not known"))),
-        };
-        if bytes.len() != length || ChunkId::of(&bytes) != id {
-            return Err(damaged(&format!("chunk {id} is not what its id says")));
-        }
-        plain.insert(id, bytes);
+        by_id.insert(id, data);
     }
-    Ok(plain)
+    let length = |run: &MapRun| usize::try_from(geometry.len(run)).unwrap_or(0);
+    let data = wanted.iter().filter(|run| run.id().is_some());
+    let mut buffer = buffers.take(data.clone().map(length).sum());
+    let mut unpacker = Decompressor::new().map_err(|error| damaged(&error.to_string()))?;
+    let mut rest = buffer.bytes_mut();
+    for run in data {
+        let (Some(id), Some((plain, after))) = (run.id(), rest.split_at_mut_checked(length(run))) else {
+            break;
+        };
+        let data = by_id.get(&id).ok_or_else(|| damaged(&format!("the server did not send chunk {id}")))?;
+        unpack(&mut unpacker, id, data, plain)?;
+        rest = after;
+    }
+    Ok(extents(geometry, wanted, buffer.freeze()))
+}
+
+/// Fills `plain` with the chunk of this id, whose length is that of `plain`.
+fn unpack(
+    unpacker: &mut Decompressor<'_>,
+    id: ChunkId,
+    data: &ChunkData,
+    plain: &mut [u8],
+) -> Result<(), Failed> {
+    let unlike = || damaged(&format!("chunk {id} is not what its id says"));
+    match data.codec {
+        CODEC_PLAIN if data.stored.len() == plain.len() => plain.copy_from_slice(&data.stored),
+        CODEC_PLAIN => return Err(unlike()),
+        CODEC_ZSTD => {
+            let unpacked = unpacker.decompress_to_buffer(&data.stored, plain);
+            let length =
+                unpacked.map_err(|error| damaged(&format!("chunk {id} does not decompress: {error}")))?;
+            if length != plain.len() {
+                return Err(unlike());
+            }
+        }
+        other => return Err(damaged(&format!("chunk {id} has codec {other}, which is not known"))),
+    }
+    if ChunkId::of(plain) == id { Ok(()) } else { Err(unlike()) }
+}
+
+/// The extents of runs whose data lies in `plain`, one after the other.
+fn extents(geometry: Geometry, wanted: &[MapRun], mut plain: Bytes) -> Batch {
+    let mut batch = Vec::new();
+    let mut runs = wanted.iter().peekable();
+    while let Some(run) = runs.next() {
+        let (offset, mut len) = (geometry.offset(run), geometry.len(run));
+        let content = match (run.entry, run.id()) {
+            (_, Some(_)) => {
+                while let Some(next) =
+                    runs.next_if(|next| next.id().is_some() && geometry.offset(next) == offset + len)
+                {
+                    len += geometry.len(next);
+                }
+                Content::Data(plain.split_to(usize::try_from(len).unwrap_or(usize::MAX).min(plain.len())))
+            }
+            (MapEntry::Zero, None) => Content::Zero(len),
+            _ => Content::Unmapped(len),
+        };
+        batch.push(Extent { offset, content });
+    }
+    batch
 }
 
 fn damaged(what: &str) -> Failed {

@@ -26,7 +26,7 @@ use crate::{
 const WINDOW_BYTES: u64 = 32 << 20;
 /// Batches of one session are checked and stored at one time until they weigh so much: enough for the processors to have
 /// work while the disk syncs what went before. One more, of 3 MiB at most, may come on top.
-const IN_FLIGHT_BYTES: u64 = 16 << 20;
+const IN_FLIGHT_BYTES: u64 = 32 << 20;
 /// What an entry of a batch weighs beside its stored bytes: about its size in memory.
 const ITEM_BYTES: u64 = 128;
 /// Ids in one query.

@@ -128,7 +128,7 @@ impl PackWrite for AppendFile {
 }
 
 /// What a file system answers that cannot write around the page cache, or not at this alignment.
-fn cannot_be_direct(error: &io::Error) -> bool {
+pub(super) fn cannot_be_direct(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::INVAL | Errno::OPNOTSUPP))
 }
 

@@ -9,8 +9,6 @@ use std::{
     sync::Arc,
 };
 
-use bytes::Bytes;
-
 use super::{
     Store,
     error::StoreError,
@@ -190,14 +188,6 @@ impl PackAudit {
         if self.pack.is_some() { None } else { self.problems.first() }
     }
 
-    /// Tells the operating system that these records will be read soon.
-    pub(crate) fn will_read(&self, records: &[AuditEntry]) {
-        if let (Some(pack), Some(first), Some(last)) = (&self.pack, records.first(), records.last()) {
-            let begin = u64::from(first.location.offset);
-            pack.will_read(begin, last.location.end().saturating_sub(begin));
-        }
-    }
-
     /// Reads records that lie close to each other; see [`spans`]. A record that cannot be read is tried once more by
     /// itself.
     pub(crate) fn read(&self, records: &[AuditEntry]) -> Vec<Result<StoredRecord, StoreError>> {
@@ -207,8 +197,8 @@ impl PackAudit {
         };
         let begin = records.first().map_or(0, |entry| u64::from(entry.location.offset));
         let end = records.iter().map(|entry| entry.location.content_end()).max().unwrap_or(begin);
-        let mut bytes = vec![0; usize::try_from(end.saturating_sub(begin)).unwrap_or_default()];
-        let whole = pack.read_exact(&mut bytes, begin).ok().map(|()| Bytes::from(bytes));
+        let len = usize::try_from(end.saturating_sub(begin)).unwrap_or_default();
+        let whole = pack.read_bytes(begin, len).ok();
         let one = |entry: &AuditEntry| {
             let range = entry.location.content_range(begin)?;
             let bytes = whole.as_ref().filter(|bytes| range.end <= bytes.len())?.slice(range);

@@ -6,9 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use bytes::Bytes;
+use thinbak_proto::BufferPool;
+
 use super::{
     append_file::AppendFile,
     format::{pack_number, pack_path},
+    read_file::ReadFile,
 };
 
 /// By so much free space, or this part of the file system if that is less, the storage stops short:
@@ -19,6 +23,11 @@ const RESERVE_DIVISOR: u64 = 16;
 const PROBE_NAME: &str = "probe";
 /// More than a chunk.
 const PROBE_BYTES: usize = 2 << 20;
+
+/// Bytes read at once, nearly always, with the block in which they begin and the one in which they end;
+const READ_BYTES: usize = (4 << 20) + (1 << 20);
+/// and so many buffers of that wait for their next use.
+const IDLE_BUFFERS: usize = 8;
 
 /// A pack by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,19 +77,25 @@ pub(crate) trait PackRead: Send + Sync {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
     /// Length now, in bytes.
     fn len(&self) -> io::Result<u64>;
-    /// A hint that these bytes will be read soon.
-    fn will_read(&self, _offset: u64, _len: u64) {}
+    /// The `len` bytes from `offset`; `UnexpectedEof` past the end. For large pieces.
+    fn read_bytes(&self, offset: u64, len: usize) -> io::Result<Bytes> {
+        let mut bytes = vec![0; len];
+        self.read_exact_at(&mut bytes, offset)?;
+        Ok(bytes.into())
+    }
 }
 
 /// Packs as files in a directory.
 #[derive(Debug)]
 pub(crate) struct DirectoryMedium {
     root: PathBuf,
+    /// What is read.
+    buffers: BufferPool,
 }
 
 impl DirectoryMedium {
     pub(crate) fn new(root: PathBuf) -> Self {
-        Self { root }
+        Self { root, buffers: BufferPool::new(READ_BYTES, IDLE_BUFFERS) }
     }
 }
 
@@ -144,7 +159,7 @@ impl Medium for DirectoryMedium {
     }
 
     fn open_read(&self, number: u32) -> io::Result<Box<dyn PackRead>> {
-        Ok(Box::new(File::open(self.root.join(pack_path(number)))?))
+        Ok(Box::new(ReadFile::open(&self.root.join(pack_path(number)), &self.buffers)?))
     }
 
     fn remove(&self, number: u32) -> io::Result<()> {
@@ -167,21 +182,5 @@ impl Medium for DirectoryMedium {
 
     fn probe(&self) -> io::Result<()> {
         probe(&self.root.join(PROBE_NAME), PROBE_BYTES)
-    }
-}
-
-impl PackRead for File {
-    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        std::os::unix::fs::FileExt::read_exact_at(self, buf, offset)
-    }
-
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.metadata()?.len())
-    }
-
-    fn will_read(&self, offset: u64, len: u64) {
-        // Only a hint: reading works without.
-        let _ =
-            rustix::fs::fadvise(self, offset, std::num::NonZeroU64::new(len), rustix::fs::Advice::WillNeed);
     }
 }

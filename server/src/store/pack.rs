@@ -75,11 +75,6 @@ impl Pack {
         self.number
     }
 
-    /// Tells the operating system that these bytes will be read soon.
-    pub(super) fn will_read(&self, offset: u64, len: u64) {
-        self.file.will_read(offset, len);
-    }
-
     /// Whether the header is whole.
     pub(super) fn header_valid(&self) -> bool {
         self.header_valid
@@ -104,14 +99,24 @@ impl Pack {
 
     /// Fills `buf`; a pack that ends too early is an error that says so.
     pub(super) fn read_exact(&self, buf: &mut [u8], offset: u64) -> Result<(), StoreError> {
-        self.file.read_exact_at(buf, offset).map_err(|source| match source.kind() {
+        let len = buf.len();
+        self.file.read_exact_at(buf, offset).map_err(|source| self.unread(source, offset, len))
+    }
+
+    /// The `len` bytes from `offset`, for large pieces; else as [`read_exact`](Self::read_exact).
+    pub(super) fn read_bytes(&self, offset: u64, len: usize) -> Result<Bytes, StoreError> {
+        self.file.read_bytes(offset, len).map_err(|source| self.unread(source, offset, len))
+    }
+
+    fn unread(&self, source: io::Error, offset: u64, len: usize) -> StoreError {
+        match source.kind() {
             io::ErrorKind::UnexpectedEof => StoreError::PackTruncated {
                 pack: self.number,
-                expected: offset + buf.len() as u64,
+                expected: offset + len as u64,
                 found: self.file.len().unwrap_or_default(),
             },
             _ => self.io("reading a pack", source),
-        })
+        }
     }
 
     /// The record at `location`, out of bytes that were read from there.

@@ -2,8 +2,6 @@
 
 use std::{collections::VecDeque, ops::Range, sync::Arc};
 
-use bytes::Bytes;
-
 use super::{
     error::StoreError,
     format::RECORD_HEADER_LEN,
@@ -133,8 +131,7 @@ fn read_group(
     };
     let begin = group.first().map_or(0, |wanted| u64::from(wanted.location.offset));
     let end = group.iter().map(|wanted| content_end(&wanted.location)).max().unwrap_or(begin);
-    let mut bytes = vec![0; usize::try_from(end.saturating_sub(begin)).unwrap_or_default()];
-    let whole = pack.read_exact(&mut bytes, begin).map(|()| Bytes::from(bytes));
+    let whole = pack.read_bytes(begin, usize::try_from(end.saturating_sub(begin)).unwrap_or_default());
     let single = group.len() == 1;
     group
         .iter()

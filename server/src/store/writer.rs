@@ -42,7 +42,7 @@ use crate::write_failure::Probe;
 /// Requests that may wait for the writer.
 pub(super) const QUEUE_LEN: usize = 64;
 /// A batch takes no further request once it has so many bytes.
-const BATCH_LEN: u64 = 16 * 1024 * 1024;
+const BATCH_LEN: u64 = 8 * 1024 * 1024;
 const PADDING: [u8; RECORD_ALIGN as usize] = [0; RECORD_ALIGN as usize];
 
 /// What a put did.

@@ -202,9 +202,6 @@ impl Planner {
             if let Some((work, spans)) = &mut state.current {
                 if let Some(span) = spans.pop_front() {
                     let work = Arc::clone(work);
-                    if let Some(ahead) = spans.front() {
-                        work.audit.will_read(work.entries.get(ahead.clone()).unwrap_or_default());
-                    }
                     let records = work.entries.get(span.clone()).unwrap_or_default();
                     let bytes = records.iter().map(|entry| entry.location.len()).sum::<u64>();
                     self.wait_for_turn(&mut state, bytes);

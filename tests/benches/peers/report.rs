@@ -187,7 +187,7 @@ impl Report {
         };
         let percent = 100.0 * limit.median / ours;
         say(&format!(
-            "first backup, part of the limit of {} s (one read, two BLAKE3 passes, zstd -3, zstd -d, one write with fsync, on \
+            "first backup, part of the limit of {} s (one read, two BLAKE3 passes, zstd, zstd -d, one write with fsync, on \
              all threads): {percent:.0} %, target at least 70 %: {}",
             limit.text(2),
             // Nobody is faster than the limit: then the machine was not the same for both.
