@@ -15,6 +15,8 @@ use super::{BlockDevice, checked_end};
 const BOUNCE_BYTES: u64 = 1 << 20;
 /// Memory alignment of bounce buffers: enough for every device.
 const MEMORY_ALIGNMENT: usize = 4096;
+/// A write to a regular file with fewer bytes than this goes through the page cache.
+const LARGE_BYTES: usize = 128 << 10;
 
 /// What a device is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,11 +30,16 @@ pub enum Access {
 /// A regular file (buffered, or by [`open_direct`](FileDevice::open_direct) not) or a block device (`O_DIRECT`, through
 /// aligned buffers).
 ///
+/// Large writes to a regular file from aligned memory go around the page cache: what is restored to a pool is seldom read
+/// soon, and would be copied once more and push out what is. Reads see it all the same.
+///
 /// Block devices are never read through the page cache: it is not coherent with what the device-mapper target writes to
 /// the device underneath.
 #[derive(Debug)]
 pub struct FileDevice {
     file: File,
+    /// The same regular file, for large writes; `None` where the file system cannot do that.
+    around: Option<File>,
     size: AtomicU64,
     /// Unit of transfers around the page cache: a block device's logical block size, or what any file system can do;
     /// `None` where transfers go through it.
@@ -51,12 +58,13 @@ impl FileDevice {
     pub fn create(path: &Path, size: u64) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
         file.set_len(size)?;
-        Ok(Self::new(file, size, None))
+        let around = open_around(path)?;
+        Ok(Self { around, ..Self::new(file, size, None) })
     }
 
     fn new(file: File, size: u64, sector: Option<u64>) -> Self {
         let (size, discards) = (AtomicU64::new(size), AtomicBool::new(true));
-        Self { file, size, sector, partial: Mutex::new(()), discards }
+        Self { file, around: None, size, sector, partial: Mutex::new(()), discards }
     }
 
     /// Opens a regular file or a block device.
@@ -69,7 +77,8 @@ impl FileDevice {
         if file_type.is_file() {
             let file = OpenOptions::new().read(true).write(write).open(path)?;
             let size = file.metadata()?.len();
-            return Ok(Self::new(file, size, None));
+            let around = if write { open_around(path)? } else { None };
+            return Ok(Self { around, ..Self::new(file, size, None) });
         }
         if !file_type.is_block_device() {
             let message = format!("{} is neither a regular file nor a block device", path.display());
@@ -174,6 +183,21 @@ impl FileDevice {
         Ok(())
     }
 
+    fn write_buffered(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        let large = buf.len() >= LARGE_BYTES
+            && offset.is_multiple_of(MEMORY_ALIGNMENT as u64)
+            && buf.len().is_multiple_of(MEMORY_ALIGNMENT)
+            && buf.as_ptr().align_offset(MEMORY_ALIGNMENT) == 0;
+        if let Some(around) = self.around.as_ref().filter(|_| large) {
+            match around.write_all_at(buf, offset) {
+                // Some file systems refuse only when it comes to writing.
+                Err(error) if cannot_be_direct(&error) => {}
+                done => return done,
+            }
+        }
+        self.file.write_all_at(buf, offset)
+    }
+
     fn write_direct(&self, sector: u64, offset: u64, buf: &[u8]) -> io::Result<()> {
         let mut bounce = AlignedBuffer::default();
         let mut at = offset;
@@ -195,6 +219,16 @@ impl FileDevice {
             at += take as u64;
         }
         Ok(())
+    }
+}
+
+/// Opens a regular file for writing around the page cache; `None` where the file system cannot do that.
+fn open_around(path: &Path) -> io::Result<Option<File>> {
+    let flags = i32::try_from(OFlags::DIRECT.bits()).map_err(io::Error::other)?;
+    match OpenOptions::new().write(true).custom_flags(flags).open(path) {
+        Ok(around) => Ok(Some(around)),
+        Err(error) if cannot_be_direct(&error) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -251,7 +285,7 @@ impl BlockDevice for FileDevice {
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
         checked_end(offset, buf.len() as u64, self.size_bytes())?;
         match self.sector {
-            None => self.file.write_all_at(buf, offset),
+            None => self.write_buffered(offset, buf),
             Some(sector) => self.write_direct(sector, offset, buf),
         }
     }

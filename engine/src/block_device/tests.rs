@@ -1,5 +1,7 @@
 use std::io;
 
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+
 use super::{
     Access, BlockDevice, CrashReplay, Fate, Fault, FaultDevice, FaultLog, FileDevice, IoEvent, IoKind,
     MemoryDevice, Remains, crash_image,
@@ -267,5 +269,45 @@ fn where_a_file_system_cannot_read_around_the_page_cache_it_reads_through_it() {
     let shared_memory = std::path::Path::new("/dev/shm");
     if shared_memory.is_dir() {
         reads_around_the_page_cache(tempfile::tempdir_in(shared_memory).unwrap().path());
+    }
+}
+
+/// Writes of all sizes, around the page cache and through it, and reads leave what a vector would hold.
+fn holds_what_a_vector_would(dir: &std::path::Path, seed: u64) {
+    const SIZE: usize = 4 << 20;
+    let mut random = StdRng::seed_from_u64(seed);
+    let device = FileDevice::create(&dir.join("data"), SIZE as u64).unwrap();
+    let mut expected = vec![0_u8; SIZE];
+    let mut aligned = super::AlignedBuffer::default();
+    for _ in 0..200 {
+        let begin = random.random_range(0..SIZE);
+        let begin = if random.random() { begin - begin % 4096 } else { begin };
+        let longest = [4096, 1 << 20][random.random_range(0..2)].min(SIZE - begin);
+        let len = random.random_range(0..=longest);
+        let len = if random.random() { len - len % 4096 } else { len };
+        let bytes = aligned.bytes(len);
+        bytes.fill(random.random());
+        device.write_at(begin as u64, bytes).unwrap();
+        expected[begin..begin + len].copy_from_slice(bytes);
+        let begin = random.random_range(0..SIZE);
+        let mut back = vec![1; random.random_range(0..=(SIZE - begin).min(1 << 20))];
+        device.read_at(begin as u64, &mut back).unwrap();
+        assert!(back == expected[begin..begin + back.len()], "other bytes at {begin}");
+    }
+    device.flush().unwrap();
+    assert!(std::fs::read(dir.join("data")).unwrap() == expected);
+}
+
+#[test]
+fn writes_around_the_page_cache_and_through_it_are_one_order_of_writes() {
+    let seed = std::env::var("THINBAK_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = seed.unwrap_or_else(rand::random);
+    println!("THINBAK_SEED={seed}");
+    // The build's directory is on a disk; the other ones often are in memory.
+    let temporary = std::env::temp_dir();
+    for parent in [std::path::Path::new(env!("CARGO_MANIFEST_DIR")), &temporary, "/dev/shm".as_ref()] {
+        if parent.is_dir() {
+            holds_what_a_vector_would(tempfile::tempdir_in(parent).unwrap().path(), seed);
+        }
     }
 }
