@@ -1,6 +1,6 @@
 //! The gRPC services of thinbak and what both of their sides must agree on:
-//! chunk and map-node ids, the encoding of map nodes, how a failure travels, how lengths of time and moments are
-//! written, and what `--json` says of the events of jobs.
+//! chunk and map-node ids, the encoding of map nodes, how a failure travels, how lengths of time, moments, schedules and
+//! patterns of names are written, and what `--json` says of the events of jobs.
 
 mod codec;
 mod duration;
@@ -9,6 +9,8 @@ mod id;
 pub mod json;
 mod map_node;
 mod moment;
+mod pattern;
+mod schedule;
 
 pub use codec::{MessageCodec, MessageEncoder};
 pub use duration::{InvalidDuration, format_duration, parse_duration};
@@ -19,6 +21,8 @@ pub use map_node::{
     span_of_level,
 };
 pub use moment::{format_local, format_utc};
+pub use pattern::{InvalidPattern, Pattern};
+pub use schedule::{InvalidCron, InvalidSchedule, When};
 
 /// Generated messages, clients and servers.
 #[expect(
