@@ -350,7 +350,7 @@ fn a_configuration_that_is_refused_leaves_the_old_one_in_force() -> Result<()> {
     ensure!(changed.contains("job `b` is new"), "{changed}");
     host.run(&["job", "run", "b"])?.expect(0)?;
     ensure!(!host.job("b")?["last_success"].is_null() && host.job("a")?["last_success"].is_null());
-    host.configure("socket = \"/tmp/elsewhere\"\n")?;
+    host.configure("metrics = \"127.0.0.1:1\"\n")?;
     command("/dev/null", &["agent", "reload"])?.expect(5)?;
     host.configure(&job("c"))?;
     agent.signal(Signal::HUP)?;

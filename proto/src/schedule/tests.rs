@@ -7,7 +7,8 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use super::{cron::Cron, *};
 
 const MINUTE: Duration = Duration::from_secs(60);
-const DAY: u64 = 86_400_000;
+const HOUR: u64 = 3_600_000;
+const DAY: u64 = 24 * HOUR;
 
 fn ms(time: &str) -> u64 {
     u64::try_from(time.parse::<Timestamp>().unwrap().as_millisecond()).unwrap()
