@@ -1,18 +1,13 @@
 //! The scheduler against clocks that are set, crashes and reloads.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
-use jiff::Timestamp;
+use jiff::{Timestamp, tz::TimeZone};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-
-use super::{
-    scheduler::{Due, Plan, Scheduler, Timing, Went, again},
-    *,
-};
-use crate::config::Retry;
-use jiff::tz::TimeZone;
-use std::time::Duration;
 use thinbak_proto::When;
+
+use super::scheduler::{Due, Plan, Scheduler, Timing, Went, again};
+use crate::config::Retry;
 
 const SECOND: u64 = 1000;
 const MINUTE: u64 = 60 * SECOND;
