@@ -299,6 +299,30 @@ fn a_run_that_was_killed_is_settled_by_the_next_agent() -> Result<()> {
 }
 
 #[test]
+fn a_backup_that_was_killed_is_made_anew_and_leaves_nothing() -> Result<()> {
+    let host = Host::new()?;
+    let job = "[[job]]\nname = \"j\"\nvolumes = [\"p/*\"]\nschedule = \"1d\"\n";
+    host.configure(&format!("{job}bandwidth = \"64K\"\n"))?;
+    let mut agent = host.agent()?;
+    host.until("the transfer has begun", || {
+        let status = host.run(&["--json", "agent", "status"])?.expect(0)?.text();
+        let status: Value = serde_json::from_str(&status)?;
+        Ok(status["jobs"].as_array().is_some_and(|jobs| jobs.iter().any(|job| job["phase"] == "transfer")))
+    })?;
+    agent.0.kill()?;
+    agent.0.wait()?;
+    host.configure(job)?;
+    ensure!(host.volume("v")?["state"] == "waiting" && host.job("j")?["last_success"].is_null());
+    let agent = host.agent()?;
+    host.until("it is backed up", || host.is_ok("v"))?;
+    agent.stop()?;
+    ensure!(host.generations("v")? == [1]);
+    host.world.restore("v", 1, "copy")?;
+    ensure!(host.world.export("copy")? == host.world.export("v")?);
+    host.world.check_pool()
+}
+
+#[test]
 fn a_run_ends_with_its_agent_and_still_its_hook_after_runs() -> Result<()> {
     let host = Host::new()?;
     let job = "[[job]]\nname = \"j\"\nvolumes = [\"p/*\"]\nschedule = \"1d\"\n";

@@ -204,8 +204,9 @@ impl Run<'_> {
     /// Notes and tells that something went wrong.
     async fn failed(&mut self, what: String, failed: Failed) {
         tracing::warn!(job = self.job().name, what, error = %failed, "part of a job failed");
+        let kind = if what == self.job().name { "run" } else { "backup" };
         let error =
-            JobError { job: "job".to_owned(), volume: what.clone(), failure: Some(failed.clone().into()) };
+            JobError { job: kind.to_owned(), volume: what.clone(), failure: Some(failed.clone().into()) };
         self.tell(Event::Error(error)).await;
         self.errors.push((what, failed));
     }

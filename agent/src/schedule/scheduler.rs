@@ -208,7 +208,7 @@ impl Scheduler {
 
     /// The job that has been due for the longest, if another may run.
     pub(crate) fn due(&self, now_ms: u64) -> Option<Due> {
-        if self.entries.iter().filter(|entry| entry.running).count() >= self.max_running {
+        if self.is_full() {
             return None;
         }
         let waiting = self.entries.iter().filter(|entry| !entry.running);
@@ -253,8 +253,15 @@ impl Scheduler {
         }
     }
 
+    fn is_full(&self) -> bool {
+        self.entries.iter().filter(|entry| entry.running).count() >= self.max_running
+    }
+
     /// How long until something is due; `None`: never, or not before something ends.
     pub(crate) fn wait(&self, now_ms: u64) -> Option<Duration> {
+        if self.is_full() {
+            return None;
+        }
         let waiting = self.entries.iter().filter(|entry| !entry.running);
         let next = waiting.filter_map(|entry| entry.next(&self.zone)).min()?;
         Some(Duration::from_millis(next.saturating_sub(now_ms)))

@@ -105,6 +105,9 @@ pub(crate) async fn survey(
             Ok(found) => {
                 pool.volumes = found.into_inner().volumes;
                 pool.volumes.retain(|volume| volume.kind() == VolumeKind::Volume);
+                for volume in pool.volumes.iter_mut().filter(|volume| volume.uuid.is_empty()) {
+                    volume.uuid = format!("{}/{}", pool.spec, volume.name);
+                }
             }
             Err(status) => pool.error = Some(status.into()),
         }

@@ -59,6 +59,25 @@ fn what_was_missed_is_made_up_for_once_and_another_schedule_begins_anew() {
 }
 
 #[test]
+fn while_as_many_run_as_may_nothing_is_due_and_nothing_is_waited_for() {
+    let start = ms("2026-11-24T12:00:00Z");
+    let jobs = [timing("a", "1h", 0), timing("b", "1h", 0)].map(|timing| (timing, None));
+    let mut two = Scheduler::new(jobs, TimeZone::UTC, 1, start);
+    let due = two.due(start).unwrap();
+    let before = two.plan(&due.name).cloned();
+    two.begin(&due, start).unwrap();
+    assert_eq!((two.due(start), two.wait(start)), (None, None));
+    // It could not begin after all: the other goes first, and this one has its turn after its pause.
+    two.postpone(&due.name, before, start, Duration::from_secs(5));
+    let other = two.due(start).unwrap();
+    assert_ne!(other.name, due.name);
+    two.begin(&other, start).unwrap();
+    two.ended(&other.name, None);
+    assert_eq!(two.wait(start), Some(Duration::from_secs(5)));
+    assert_eq!(two.due(start + 5 * SECOND), Some(due));
+}
+
+#[test]
 fn a_clock_put_back_does_not_repeat_a_run_nor_keep_a_job_waiting_for_long() {
     let half_past = ms("2026-11-24T02:30:00Z");
     let mut daily = scheduler(timing("j", "02:30", 0), None, half_past - HOUR);
