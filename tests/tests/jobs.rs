@@ -1,5 +1,7 @@
 //! Jobs of the configuration: by themselves in the daemon, by hand, their hooks, and what is left when they are cut off.
 
+#![expect(clippy::indexing_slicing, reason = "JSON documents: what is absent is null")]
+
 use std::{
     fs::{self, File},
     io::{Read as _, Write as _},
