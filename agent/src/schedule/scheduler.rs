@@ -4,8 +4,8 @@
 //! agent was down is made up for once. Jitter is a clock that is late: on it everything is as without jitter.
 //!
 //! **Clocks that are set.** Put forward, a clock passes moments: they are made up for once. Put back, it comes to moments
-//! again that a run was counted for: they stay counted, so nothing is done twice, unless that would keep the job
-//! waiting for longer than its own period; then it is counted from now. So a job waits for two periods at most.
+//! again that a run was counted for: they stay counted, so nothing is done twice, unless it was put back by more than lies
+//! between two moments of the job; then the job is counted from now. So it waits for twice that time at most.
 
 use std::time::Duration;
 
@@ -187,7 +187,8 @@ impl Scheduler {
     pub(crate) fn look(&mut self, now_ms: u64) {
         for entry in &mut self.entries {
             let (own, counted) = (entry.own(now_ms), entry.plan.counted_from_ms);
-            let period = entry.timing.when.next(counted, &self.zone).map(|next| next.saturating_sub(counted));
+            let after = |moment: u64| entry.timing.when.next(moment, &self.zone);
+            let period = after(counted).and_then(|next| Some(after(next)?.saturating_sub(next)));
             // A moment that no calendar has is no time to wait for either.
             if counted > own && period.is_none_or(|period| counted - own > period) {
                 entry.plan.counted_from_ms = own;
