@@ -231,7 +231,7 @@ mod tests {
             ("[[retention]]\nkeep_last = 1\n", 1, "missing field `volumes`"),
             ("[[retention]]\nvolumes = \"*\"\nkeep_lasst = 1\n", 3, "unknown field `keep_lasst`"),
             ("[[retention]]\nvolumes = \"*\"\nkeep_last = -1\n", 3, "invalid value"),
-            ("[schedule]\nprune = \"daily\"\n", 2, "neither a length of time nor"),
+            ("[schedule]\nprune = \"daily\"\n", 2, "neither a length of time"),
             ("[schedule]\nprune = \"1s\"\n", 2, "at least 1min"),
             ("[schedule]\nprune = \"0 0 30 2 *\"\n", 2, "never"),
             ("repo = \n", 1, ""),

@@ -143,6 +143,16 @@ impl Host {
         self.world.scratch.join("state/jobs.json")
     }
 
+    fn until_the_transfer(&self) -> Result<()> {
+        self.until("the transfer has begun", || {
+            let status = self.run(&["--json", "agent", "status"])?.expect(0)?.text();
+            let status: Value = serde_json::from_str(&status)?;
+            Ok(status["jobs"]
+                .as_array()
+                .is_some_and(|jobs| jobs.iter().any(|job| job["phase"] == "transfer")))
+        })
+    }
+
     /// Numbers of the generations of a volume.
     fn generations(&self, volume: &str) -> Result<Vec<u64>> {
         let listed = self.world.on_repository(&["generation", "list", &self.world.volume(volume)])?;
@@ -300,20 +310,18 @@ fn a_run_that_was_killed_is_settled_by_the_next_agent() -> Result<()> {
     host.world.check_pool()
 }
 
+/// A job of the volume `v` that goes on for a while.
+const SLOW: &str = "[[job]]\nname = \"j\"\nvolumes = [\"p/*\"]\nschedule = \"1d\"\nbandwidth = \"64K\"\n";
+
 #[test]
 fn a_backup_that_was_killed_is_made_anew_and_leaves_nothing() -> Result<()> {
     let host = Host::new()?;
-    let job = "[[job]]\nname = \"j\"\nvolumes = [\"p/*\"]\nschedule = \"1d\"\n";
-    host.configure(&format!("{job}bandwidth = \"64K\"\n"))?;
+    host.configure(SLOW)?;
     let mut agent = host.agent()?;
-    host.until("the transfer has begun", || {
-        let status = host.run(&["--json", "agent", "status"])?.expect(0)?.text();
-        let status: Value = serde_json::from_str(&status)?;
-        Ok(status["jobs"].as_array().is_some_and(|jobs| jobs.iter().any(|job| job["phase"] == "transfer")))
-    })?;
+    host.until_the_transfer()?;
     agent.0.kill()?;
     agent.0.wait()?;
-    host.configure(job)?;
+    host.configure(&SLOW.replace("64K", "1G"))?;
     ensure!(host.volume("v")?["state"] == "waiting" && host.job("j")?["last_success"].is_null());
     let agent = host.agent()?;
     host.until("it is backed up", || host.is_ok("v"))?;
@@ -321,6 +329,24 @@ fn a_backup_that_was_killed_is_made_anew_and_leaves_nothing() -> Result<()> {
     ensure!(host.generations("v")? == [1]);
     host.world.restore("v", 1, "copy")?;
     ensure!(host.world.export("copy")? == host.world.export("v")?);
+    host.world.check_pool()
+}
+
+#[test]
+fn a_backup_ends_with_its_agent_and_leaves_nothing() -> Result<()> {
+    let host = Host::new()?;
+    host.configure(&format!("{SLOW}{}", host.hook("after", "true")))?;
+    let agent = host.agent()?;
+    host.until_the_transfer()?;
+    agent.stop()?;
+    ensure!(host.hooked() == ["after schedule interrupted"], "{:?}", host.hooked());
+    host.world.check_pool()?;
+    // The next agent goes on at once.
+    host.configure(&SLOW.replace("64K", "1G"))?;
+    let agent = host.agent()?;
+    host.until("it is backed up", || host.is_ok("v"))?;
+    agent.stop()?;
+    ensure!(host.generations("v")? == [1]);
     host.world.check_pool()
 }
 
