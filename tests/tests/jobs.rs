@@ -472,3 +472,35 @@ fn a_server_that_does_not_answer_fails_the_run_and_it_is_repeated() -> Result<()
     ensure!(host.generations("v")? == [1]);
     Ok(())
 }
+
+#[test]
+fn what_cannot_be_remembered_does_not_keep_a_backup_from_being_made() -> Result<()> {
+    let host = Host::new()?;
+    host.configure("[[job]]\nname = \"j\"\nvolumes = [\"p/*\"]\n")?;
+    // A folder where the file is written.
+    fs::create_dir(host.world.scratch.join("state/jobs.json.new"))?;
+    host.run(&["job", "run", "j"])?.expect(0)?;
+    ensure!(host.generations("v")? == [1]);
+    ensure!(host.volume("v")?["state"] == "waiting", "nothing is remembered, so nothing is claimed");
+    fs::remove_dir(host.world.scratch.join("state/jobs.json.new"))?;
+    host.run(&["job", "run", "j"])?.expect(0)?;
+    ensure!(host.is_ok("v")?);
+    Ok(())
+}
+
+#[test]
+fn an_agent_with_a_job_that_has_nowhere_to_go_does_not_start() -> Result<()> {
+    let host = Host::new()?;
+    let job = "[[job]]\nname = \"j\"\nvolumes = [\"p/*\"]\n";
+    fs::write(host.world.scratch.join("agent.toml"), job)?;
+    let refused = host.run(&["agent", "run"])?.expect(2)?;
+    ensure!(refused.stderr.contains("job `j`: no repository is named"), "{}", refused.stderr);
+    fs::write(host.world.scratch.join("agent.toml"), format!("{job}schedule = \"25:00\"\n"))?;
+    let refused = host.run(&["agent", "run"])?.expect(2)?;
+    ensure!(
+        refused.stderr.contains("agent.toml, line 4: ") && refused.stderr.contains("hint: "),
+        "{}",
+        refused.stderr
+    );
+    Ok(())
+}
