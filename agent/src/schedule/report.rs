@@ -172,3 +172,34 @@ pub(crate) async fn status(keeper: &Keeper) -> Result<BackupStatusResponse, Fail
     let warnings = warnings.collect();
     Ok(BackupStatusResponse { volumes, jobs, kept: keeper.is_kept(), problems, warnings })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::{Level, Surroundings};
+
+    const HOUR: u64 = 3_600_000;
+
+    fn job(rest: &str) -> JobConfig {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), format!("[[job]]\nname = \"j\"\nvolumes = [\"p/*\"]\n{rest}")).unwrap();
+        let around = Surroundings { variable: &|_| None, root: true, directory: Path::new("/").to_owned() };
+        let settings = Settings::resolve(Level::default(), Some(file.path()), &around).unwrap();
+        settings.jobs.jobs.first().unwrap().clone()
+    }
+
+    #[test]
+    fn a_volume_is_overdue_when_it_missed_a_whole_run_or_when_its_job_says_so() {
+        let hourly = job("schedule = \"1h\"\n");
+        assert!(!is_overdue(&hourly, 100 * HOUR, 102 * HOUR));
+        assert!(is_overdue(&hourly, 100 * HOUR, 102 * HOUR + 1));
+        assert!(!is_overdue(&hourly, 100 * HOUR, 50 * HOUR), "the clock was put back");
+        let strict = job("schedule = \"1h\"\noverdue = \"30min\"\n");
+        assert!(is_overdue(&strict, 100 * HOUR, 101 * HOUR));
+        let by_hand = job("");
+        assert!(!is_overdue(&by_hand, 0, u64::MAX), "nobody said when it is to be");
+        assert!(is_overdue(&job("overdue = \"1d\"\n"), 0, 25 * HOUR));
+    }
+}

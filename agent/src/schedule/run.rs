@@ -187,6 +187,9 @@ impl Run<'_> {
         let Some(policy) = self.job().keep else { return };
         let good = self.chosen.iter().filter(|chosen| self.outcomes.get(&chosen.uuid) == Some(&true));
         let names: Vec<_> = good.map(|chosen| chosen.server_name.clone()).collect();
+        if names.is_empty() {
+            return;
+        }
         match retention::apply(&self.address, policy, names).await {
             Ok(summary) => tracing::info!(
                 job = self.job().name,
