@@ -10,11 +10,13 @@ mod docs;
 mod generation;
 mod grammar;
 mod interrupt;
+mod job;
 mod jobs;
 mod metadata;
 mod pool;
 mod prune;
 mod restore;
+mod status;
 mod stop;
 mod transfer;
 mod verify;
@@ -35,7 +37,7 @@ use self::{
     stop::Stop,
 };
 use crate::{
-    config::{Settings, Surroundings},
+    config::{Settings, Surroundings, host_name},
     output::{Output, json},
 };
 
@@ -43,6 +45,8 @@ use crate::{
 struct Context {
     settings: Settings,
     output: Output,
+    /// What was typed of it, to read the configuration again.
+    global: Global,
 }
 
 /// Runs the command of this process's arguments.
@@ -71,18 +75,23 @@ fn run(cli: Cli, output: Output) -> Result<(), Stop> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
         Failed::new(FailureKind::Failed, format!("start the threads of the command: {error}"))
     })?;
-    runtime.block_on(dispatch(Context { settings, output }, cli.command))
+    let global = cli.global;
+    runtime.block_on(dispatch(Context { settings, output, global }, cli.command))
 }
 
 async fn dispatch(context: Context, command: Command) -> Result<(), Stop> {
     thinbak_server::survive_file_size_limit()?;
-    // The daemon has its own way to end.
-    if let Command::Agent(command) = command {
-        return agent::run(&context, command).await;
-    }
+    // The daemon has its own way to end, and so has a job, whose hook `after` must run.
+    let command = match command {
+        Command::Agent(command) => return agent::run(&context, command).await,
+        Command::Job(command) => return job::run(&context, command).await,
+        command => command,
+    };
     interrupt::unless_interrupted(async {
         match command {
             Command::Agent(command) => agent::run(&context, command).await,
+            Command::Job(command) => job::run(&context, command).await,
+            Command::Status => status::run(&context).await,
             Command::Demo(demo) => demo::run(&context, demo).await,
             Command::Pool(command) => pool::run(&context, command).await,
             Command::Volume(command) => volume::run(&context, command).await,
@@ -138,11 +147,6 @@ fn log_to_stderr(cli: &Cli) {
     let colour = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     logger.with_target(false).with_ansi(colour).init();
-}
-
-/// This host's name, the first part of its volumes' names on a server.
-fn host_name() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 #[cfg(test)]

@@ -8,20 +8,33 @@
 //! | embedded repository | `--repo` | `THINBAK_REPOSITORY` | `repository` |
 //! | the file itself | `--config` | `THINBAK_CONFIG` | |
 //!
+//! The rest of the file, jobs and metrics, has no flags.
+//!
 //! Server and repository are one choice: whichever stands at the higher level counts; both at one level are
 //! an error. A state directory that is not the default one has its agent's socket in it.
 
+mod file;
+mod job;
+mod selector;
+mod size;
+
 use std::{
     ffi::OsString,
-    fs, io,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
-use serde::Deserialize;
 use thinbak_proto::{
     Failed, FailureKind,
     v1::{RepositoryAddress, repository_address::Address},
 };
+
+use file::File;
+
+pub use file::JobsConfig;
+pub use job::{Hooks, JobConfig, Retry, Schedule};
+pub use selector::Selector;
+pub(crate) use size::parse_size;
 
 /// Read when it exists and no other is named.
 pub const DEFAULT_FILE: &str = "/etc/thinbak/agent.toml";
@@ -29,8 +42,7 @@ pub const DEFAULT_FILE: &str = "/etc/thinbak/agent.toml";
 const MAX_SOCKET_BYTES: usize = 107;
 
 /// What one level says.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Level {
     /// Where the agent keeps what it knows.
     pub state_dir: Option<PathBuf>,
@@ -59,6 +71,10 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// Where the agent listens. Absolute.
     pub socket: PathBuf,
+    /// Where the agent tells its metrics.
+    pub metrics: Option<SocketAddr>,
+    /// What the agent does by itself.
+    pub jobs: JobsConfig,
     repository: Option<Address>,
 }
 
@@ -73,7 +89,7 @@ impl Settings {
             repository: variable("THINBAK_REPOSITORY").map(PathBuf::from),
         };
         let named = file.map(Path::to_owned).or_else(|| variable("THINBAK_CONFIG").map(PathBuf::from));
-        let file = read_file(named.as_deref())?;
+        let File { level: file, metrics, jobs } = File::read(named.as_deref())?;
         let repository = [(&flags, "flags"), (&environment, "environment"), (&file, "configuration file")]
             .into_iter()
             .find_map(|(level, name)| address(level, name, &around.directory).transpose())
@@ -100,7 +116,19 @@ impl Settings {
             )
             .with_hint("give a shorter one with --socket"));
         }
-        Ok(Self { state_dir, socket, repository })
+        Ok(Self { state_dir, socket, metrics, jobs, repository })
+    }
+
+    /// The repository of a job: its own, else the one of all.
+    pub fn repository_of(&self, job: &JobConfig) -> Result<RepositoryAddress, Failed> {
+        match &job.repository {
+            Some(address) => Ok(RepositoryAddress { address: Some(address.clone()) }),
+            None => self.repository().map_err(|failed| Failed {
+                message: format!("job `{}`: {}", job.name, failed.message),
+                hint: Some("name one with `server` or `repository` in agent.toml".to_owned()),
+                ..failed
+            }),
+        }
     }
 
     /// The repository that generations go to or come from.
@@ -134,16 +162,10 @@ fn text(what: &str, value: OsString) -> Result<String, Failed> {
     })
 }
 
-fn read_file(named: Option<&Path>) -> Result<Level, Failed> {
-    let path = named.unwrap_or(Path::new(DEFAULT_FILE));
-    let usage = |what: String| Failed::new(FailureKind::Usage, what);
-    match fs::read_to_string(path) {
-        Ok(text) => toml::from_str(&text).map_err(|error| {
-            usage(format!("read configuration {}: {}", path.display(), error.message().replace('\n', " ")))
-        }),
-        Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => Ok(Level::default()),
-        Err(error) => Err(usage(format!("read configuration {}: {error}", path.display()))),
-    }
+/// This host's name, the first part of its volumes' names on a server.
+#[must_use]
+pub fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 fn default_state_dir(root: bool, variable: &dyn Fn(&str) -> Option<OsString>) -> Result<PathBuf, Failed> {

@@ -5,6 +5,8 @@
 //! where there is no base. A sink applies that, and may be told the same extent twice. Neither knows
 //! what the other is; a new job is a new pairing of the two.
 
+mod pace;
+
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
@@ -13,6 +15,8 @@ use std::sync::{
 use bytes::Bytes;
 use thinbak_proto::Failed;
 use tokio::sync::mpsc;
+
+pub use pace::{Paced, Rate};
 
 /// What one extent holds. Lengths in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]

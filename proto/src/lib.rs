@@ -1,6 +1,6 @@
 //! The gRPC services of thinbak and what both of their sides must agree on:
-//! chunk and map-node ids, the encoding of map nodes, how a failure travels, how lengths of time and moments are
-//! written, and what `--json` says of the events of jobs.
+//! chunk and map-node ids, the encoding of map nodes, how a failure travels, how lengths of time, moments, schedules and
+//! patterns of names are written, and what `--json` says of the events of jobs.
 
 mod buffers;
 mod codec;
@@ -10,6 +10,8 @@ mod id;
 pub mod json;
 mod map_node;
 mod moment;
+mod pattern;
+mod schedule;
 
 pub use buffers::{Buffer, BufferPool, TRANSFER_ALIGNMENT};
 pub use codec::{MessageCodec, MessageEncoder};
@@ -21,6 +23,8 @@ pub use map_node::{
     span_of_level,
 };
 pub use moment::{format_local, format_utc};
+pub use pattern::{InvalidPattern, Pattern};
+pub use schedule::{InvalidCron, InvalidSchedule, When};
 
 /// Generated messages, clients and servers.
 #[expect(

@@ -11,11 +11,11 @@ use std::{
 };
 
 use serde::{Deserialize, Deserializer, de::Error as _};
-use thinbak_proto::{Failed, FailureKind, parse_duration, v1::RetentionPolicy};
+use thinbak_proto::{Failed, FailureKind, Pattern, When, parse_duration, v1::RetentionPolicy};
 
 use crate::{
-    retention::{Pattern, Policy, RetentionRule},
-    schedule::{Job, When},
+    retention::{Policy, RetentionRule},
+    schedule::Job,
 };
 
 /// Read when it exists and no other is named.
@@ -85,9 +85,13 @@ pub struct Config {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Timetable {
+    #[serde(default, deserialize_with = "when")]
     prune: Option<When>,
+    #[serde(default, deserialize_with = "when")]
     collect: Option<When>,
+    #[serde(default, deserialize_with = "when")]
     verify: Option<When>,
+    #[serde(default, deserialize_with = "when")]
     catalogue_backup: Option<When>,
 }
 
@@ -143,10 +147,12 @@ impl<'de> Deserialize<'de> for RetentionRule {
     }
 }
 
-impl<'de> Deserialize<'de> for When {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
-    }
+/// What the server does by itself begins once a minute at most.
+const LEAST_BETWEEN: Duration = Duration::from_secs(60);
+
+fn when<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<When>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    When::parse(&text, LEAST_BETWEEN).map(Some).map_err(D::Error::custom)
 }
 
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
@@ -225,8 +231,8 @@ mod tests {
             ("[[retention]]\nkeep_last = 1\n", 1, "missing field `volumes`"),
             ("[[retention]]\nvolumes = \"*\"\nkeep_lasst = 1\n", 3, "unknown field `keep_lasst`"),
             ("[[retention]]\nvolumes = \"*\"\nkeep_last = -1\n", 3, "invalid value"),
-            ("[schedule]\nprune = \"daily\"\n", 2, "neither a length of time nor"),
-            ("[schedule]\nprune = \"1s\"\n", 2, "at least a minute"),
+            ("[schedule]\nprune = \"daily\"\n", 2, "neither a length of time"),
+            ("[schedule]\nprune = \"1s\"\n", 2, "at least 1min"),
             ("[schedule]\nprune = \"0 0 30 2 *\"\n", 2, "never"),
             ("repo = \n", 1, ""),
         ] {

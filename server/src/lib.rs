@@ -44,5 +44,5 @@ pub use rebuild::{
     rebuild_catalogue_in, restore_catalogue,
 };
 pub use repository::{CatalogueBackup, InitOptions, Repository, RepositoryError};
-pub use retention::{InvalidPattern, KeepsNothing, Pattern, Policy, RetentionRule};
+pub use retention::{KeepsNothing, Policy, RetentionRule};
 pub use service::{ServeError, routes, serve};

@@ -11,7 +11,6 @@
 //! generation next has a higher revision ([`next_revision`](crate::manifest::next_revision)) and ends it.
 
 mod delete;
-mod pattern;
 mod plan;
 mod policy;
 pub(crate) mod prune;
@@ -20,7 +19,6 @@ mod renew;
 mod tests;
 
 pub(crate) use delete::{Kept, delete, forget_expired, protect, undelete};
-pub use pattern::{InvalidPattern, Pattern};
 pub(crate) use plan::Candidate;
 pub use policy::{KeepsNothing, Policy, RetentionRule};
 pub(crate) use renew::{renew_manifests, settle_manifests};

@@ -4,18 +4,15 @@
 //! and touches nothing. [`keep`] asks it, runs one job after the other, and has the catalogue remember, so that
 //! what was due while the server was down is done once when it is up again.
 
-mod cron;
 mod jobs;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{fmt, time::Duration};
 
-use jiff::{Timestamp, tz::TimeZone};
-use thinbak_proto::parse_duration;
+use jiff::tz::TimeZone;
+use thinbak_proto::When;
 
-use cron::Cron;
-pub use cron::InvalidCron;
 pub use jobs::{Jobs, MissingJob, keep};
 
 /// What the server can do by itself.
@@ -40,66 +37,6 @@ impl fmt::Display for Job {
             Self::Verify => "verify",
             Self::CatalogueBackup => "catalogue_backup",
         })
-    }
-}
-
-/// A text that is no schedule.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidSchedule {
-    /// Too often.
-    #[error("a job cannot run every {0:?}: at least a minute must lie between")]
-    TooOften(String),
-    /// Not five fields, and no length of time.
-    #[error("{0:?} is neither a length of time nor a line of cron like \"30 3 * * *\"")]
-    Form(String),
-    /// Five fields, but not those of cron.
-    #[error("{text:?}: {reason}")]
-    Cron {
-        /// What was written.
-        text: String,
-        /// What is wrong with it.
-        reason: InvalidCron,
-    },
-}
-
-/// When a job is due.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct When(Rhythm);
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Rhythm {
-    Every(Duration),
-    At(Cron),
-}
-
-impl FromStr for When {
-    type Err = InvalidSchedule;
-
-    fn from_str(text: &str) -> Result<Self, InvalidSchedule> {
-        if let Ok(every) = parse_duration(text) {
-            return match every >= Duration::from_secs(60) {
-                true => Ok(Self(Rhythm::Every(every))),
-                false => Err(InvalidSchedule::TooOften(text.to_owned())),
-            };
-        }
-        if text.split_whitespace().count() != cron::FIELDS {
-            return Err(InvalidSchedule::Form(text.to_owned()));
-        }
-        let cron = text.parse().map_err(|reason| InvalidSchedule::Cron { text: text.to_owned(), reason })?;
-        Ok(Self(Rhythm::At(cron)))
-    }
-}
-
-impl When {
-    /// The first moment after `after_ms` that the schedule names.
-    fn next(&self, after_ms: u64, zone: &TimeZone) -> Option<u64> {
-        match &self.0 {
-            Rhythm::Every(every) => after_ms.checked_add(u64::try_from(every.as_millis()).ok()?),
-            Rhythm::At(cron) => {
-                let after = Timestamp::from_millisecond(i64::try_from(after_ms).ok()?).ok()?;
-                u64::try_from(cron.next(after, zone)?.as_millisecond()).ok()
-            }
-        }
     }
 }
 

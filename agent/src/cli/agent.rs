@@ -1,28 +1,54 @@
 //! `thinbak agent`.
 
-use thinbak_proto::{Failed, FailureKind, v1::AgentStatusRequest};
+use thinbak_proto::{
+    Failed, FailureKind,
+    v1::{AgentStatusRequest, ReloadRequest},
+};
 
 use super::{Context, args::Agent, stop::Stop};
 use crate::{
-    client::connect_running_agent,
+    client::{AgentChannel, connect_running_agent},
     daemon,
     output::{Column, human, json},
+    schedule::ReadSettings,
 };
 
 pub(super) async fn run(context: &Context, command: Agent) -> Result<(), Stop> {
     match command {
-        Agent::Run => Ok(daemon::serve(&context.settings, daemon::termination()?).await?),
+        Agent::Run => {
+            let global = context.global.clone();
+            let again: ReadSettings = Box::new(move || super::settings(&global));
+            Ok(daemon::serve(&context.settings, Some(again), daemon::termination()?).await?)
+        }
+        Agent::Reload => reload(context).await,
         Agent::Status => status(context).await,
     }
 }
 
-async fn status(context: &Context) -> Result<(), Stop> {
-    let Some(agent) = connect_running_agent(&context.settings).await? else {
+async fn running(context: &Context) -> Result<AgentChannel, Failed> {
+    connect_running_agent(&context.settings).await?.ok_or_else(|| {
         let socket = context.settings.socket.display();
-        return Err(Failed::new(FailureKind::NotFound, format!("no agent is running at {socket}"))
+        Failed::new(FailureKind::NotFound, format!("no agent is running at {socket}"))
             .with_hint("start one with: thinbak agent run")
-            .into());
-    };
+    })
+}
+
+async fn reload(context: &Context) -> Result<(), Stop> {
+    let agent = running(context).await?;
+    let answer = agent.schedule().reload(ReloadRequest {}).await?.into_inner();
+    let output = context.output;
+    if output.is_json() {
+        return Ok(output.document(&json::reloaded(&answer))?);
+    }
+    for change in &answer.changes {
+        output.line(change)?;
+    }
+    output.note(&format!("the agent has read its configuration, which has {} jobs", answer.jobs));
+    Ok(())
+}
+
+async fn status(context: &Context) -> Result<(), Stop> {
+    let agent = running(context).await?;
     let status = agent.agent().status(AgentStatusRequest {}).await?.into_inner();
     let output = context.output;
     if output.is_json() {

@@ -137,6 +137,21 @@ there. Packs with nothing in use are removed, then those mostly not in use are r
 in use until their grace period is over."
     )]
     Collect(Collect),
+    /// How every volume is backed up: last success, next run, the job that covers it
+    #[command(after_help = "Of every volume of every known pool, and for each job that covers it:
+  ok         the last backup went well, and is not long ago
+  waiting    not backed up yet, and not late
+  overdue    the last good backup is older than the job's `overdue`, or a whole run was missed
+  failed     the last backup failed
+  uncovered  no job covers the volume
+  left out   no job covers it, and `not_backed_up` in agent.toml says that none shall
+
+Exit codes: 0 all is well; 3 a volume is overdue, failed or uncovered, a job failed, a pool cannot be looked at, or no
+agent runs the jobs; any other: it could not be found out.")]
+    Status,
+    /// Jobs of the configuration
+    #[command(subcommand)]
+    Job(Job),
     /// The daemon
     #[command(subcommand)]
     Agent(Agent),
@@ -288,6 +303,12 @@ pub(super) struct Backup {
     /// The first part of the name on the server [default: this host's name]
     #[arg(long, value_parser = grammar::host)]
     pub(super) host: Option<String>,
+    /// Send no more bytes in a second than this
+    #[arg(long, value_parser = grammar::size, value_name = "20M")]
+    pub(super) bandwidth: Option<u64>,
+    /// Read no more bytes of a volume in a second than this
+    #[arg(long, value_parser = grammar::size, value_name = "100M")]
+    pub(super) read_rate: Option<u64>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -415,4 +436,14 @@ pub(super) enum Agent {
     Run,
     /// What the running agent does
     Status,
+    /// Have the running agent read its configuration again; a bad one is refused, and the old one stays
+    Reload,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Job {
+    /// The jobs, when they ran and when they will
+    List,
+    /// Run a job now, with its hooks and rules; its schedule stays as it is
+    Run { name: String },
 }

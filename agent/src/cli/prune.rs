@@ -46,7 +46,7 @@ async fn follow(context: &Context, connection: &RepositoryConnection, prune: Pru
         volume: Some(volume_name(&prune.volume)),
         policy: Some(prune.policy.into()),
         dry_run,
-        stored_policies: false,
+        ..PruneRequest::default()
     };
     let mut events = connection.repository().prune(request).await?.into_inner();
     let mut rows = Vec::new();

@@ -16,7 +16,7 @@ pub(super) enum Stop {
     PipeClosed,
 }
 
-/// Some volumes failed, the others are safe.
+/// Some volumes failed, the others are safe. Of `status`: not all is well.
 pub(super) const PARTIAL: u8 = 3;
 /// Damage was found.
 pub(super) const DAMAGED: u8 = 4;

@@ -27,7 +27,7 @@ async fn start(settings: &Settings) -> Daemon {
     let (stop, stopped) = oneshot::channel();
     let own = settings.clone();
     let ended = tokio::spawn(async move {
-        serve(&own, async {
+        serve(&own, None, async {
             let _ = stopped.await;
         })
         .await
@@ -73,7 +73,7 @@ async fn a_second_daemon_is_refused_and_the_first_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let settings = settings(dir.path());
     let daemon = start(&settings).await;
-    let failed = serve(&settings, std::future::pending()).await.unwrap_err();
+    let failed = serve(&settings, None, std::future::pending()).await.unwrap_err();
     assert_eq!(failed.exit_code(), 11);
     assert!(connect_running_agent(&settings).await.unwrap().is_some());
     stop(daemon).await;

@@ -28,7 +28,7 @@ use crate::{
     repository_client::{RepositoryConnection, connect},
     sink::GenerationSink,
     source::{ChangeList, PoolSource},
-    stream::{Progress, pump},
+    stream::{Paced, Progress, pump},
     volume::PoolVolume,
 };
 
@@ -61,7 +61,7 @@ struct Backup<'a> {
     host: String,
     repository: Uuid,
     chunk_bytes: u32,
-    adopt: bool,
+    request: &'a BackupJobRequest,
     /// The uuid of a group backup; else empty.
     group: String,
     /// Names of the volumes that the server knows, by uuid.
@@ -79,7 +79,7 @@ impl<'a> Backup<'a> {
     async fn new(
         manager: &'a Arc<PoolManager>,
         connection: &'a RepositoryConnection,
-        request: &BackupJobRequest,
+        request: &'a BackupJobRequest,
         events: &'a Events,
     ) -> Result<Self, Failed> {
         let mut client = connection.repository();
@@ -108,7 +108,7 @@ impl<'a> Backup<'a> {
             host,
             repository,
             chunk_bytes: info.chunk_bytes,
-            adopt: request.adopt,
+            request,
             group: if request.group { Uuid::new_v4().to_string() } else { String::new() },
             known,
         })
@@ -300,7 +300,7 @@ impl<'a> Backup<'a> {
         BackupBegin {
             volume_uuid: due.volume.uuid.to_string(),
             volume_name: due.name.clone(),
-            adopt: self.adopt,
+            adopt: self.request.adopt,
             size_bytes: point.size_bytes,
             parent: due.base.as_ref().map_or(0, |base| base.generation),
             parent_root: due.base.as_ref().map(|base| base.root.to_vec()).unwrap_or_default().into(),
@@ -377,9 +377,10 @@ impl<'a> Backup<'a> {
             tracing::debug!(volume = due.name, sampled, "unchanged chunks are as the server has them");
         }
         let sink = GenerationSink::begin(self.connection.ingest(), self.begin(due, &point)).await;
-        let mut sink = sink.map_err(Halt::of_server)?;
+        let mut sink = sink.map_err(Halt::of_server)?.with_rate(self.request.sent_bytes_per_second);
         let volume = PoolVolume::new(Arc::clone(pool), candidate.volume().clone());
-        let mut source = PoolSource::start(volume, changes, u64::from(self.chunk_bytes));
+        let source = PoolSource::start(volume, changes, u64::from(self.chunk_bytes));
+        let mut source = Paced::new(source, self.request.read_bytes_per_second);
         let moved = pump(&mut source, &mut sink, &progress);
         self.events.during(&due.name, "transfer", &progress, moved).await.map_err(Halt::of_server)?;
         let committed = self.events.during(&due.name, "commit", &progress, sink.commit()).await;
@@ -402,7 +403,7 @@ impl<'a> Backup<'a> {
             mode: mode.to_owned(),
             reason: reason.to_owned(),
             changed_bytes,
-            read_bytes: source.read_bytes(),
+            read_bytes: source.source().read_bytes(),
             sent_bytes: sink.stats().sent_bytes,
             deduplicated_bytes: sink.stats().deduplicated_bytes,
             healed_bytes,

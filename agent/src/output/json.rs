@@ -9,8 +9,9 @@ pub(crate) use thinbak_proto::json::{
 use thinbak_proto::{
     Failed, FailureKind, format_utc,
     v1::{
-        AgentStatusResponse, CheckPoolResponse, DeletedGeneration, Generation, JobStatus, JobSummary,
-        MsnapInfo, PoolDiscards, PoolInfo, PoolSettings, RunningJob, VerifyDamage, VerifyPack, VerifyRecord,
+        AgentStatusResponse, BackupState, BackupStatusResponse, CheckPoolResponse, DeletedGeneration,
+        Generation, JobInfo, JobStatus, JobSummary, ListJobsResponse, MsnapInfo, PoolDiscards, PoolInfo,
+        PoolSettings, ReloadResponse, RunningJob, VerifyDamage, VerifyPack, VerifyRecord, VolumeBackup,
         VolumeInfo, VolumeKind,
     },
 };
@@ -273,6 +274,83 @@ fn job(job: &RunningJob) -> Value {
         "total_bytes": job.total_bytes,
         "started_at": format_utc(job.started_at_ms),
     })
+}
+
+/// How a volume's backup is, in a word.
+pub(crate) fn backup_state(state: BackupState) -> &'static str {
+    match state {
+        BackupState::Ok => "ok",
+        BackupState::Waiting => "waiting",
+        BackupState::Overdue => "overdue",
+        BackupState::Failed => "failed",
+        BackupState::Uncovered => "uncovered",
+        BackupState::LeftOut => "left out",
+    }
+}
+
+pub(crate) fn reloaded(answer: &ReloadResponse) -> Value {
+    json!({ "jobs": answer.jobs, "changes": answer.changes })
+}
+
+pub(crate) fn jobs(answer: &ListJobsResponse) -> Value {
+    json!({
+        "agent_running": answer.kept,
+        "jobs": answer.jobs.iter().map(job_info).collect::<Vec<_>>(),
+        "warnings": answer.warnings,
+    })
+}
+
+pub(crate) fn backup_status(status: &BackupStatusResponse, well: bool) -> Value {
+    json!({
+        "well": well,
+        "agent_running": status.kept,
+        "volumes": status.volumes.iter().map(volume_backup).collect::<Vec<_>>(),
+        "jobs": status.jobs.iter().map(job_info).collect::<Vec<_>>(),
+        "problems": status.problems,
+        "warnings": status.warnings,
+    })
+}
+
+fn job_info(job: &JobInfo) -> Value {
+    json!({
+        "name": job.name,
+        "schedule": optional(&job.schedule),
+        "volumes": job.volumes,
+        "exclude": job.exclude,
+        "group": job.group,
+        "next_run": moment(job.next_run_ms),
+        "running_since": moment(job.running_since_ms),
+        "last_start": moment(job.last_start_ms),
+        "last_end": moment(job.last_end_ms),
+        "last_success": moment(job.last_success_ms),
+        "last_failure": moment(job.last_failure_ms),
+        "last_failure_reason": optional(&job.last_failure),
+        "retry_attempt": Some(job.attempt).filter(|attempt| *attempt > 0),
+    })
+}
+
+fn volume_backup(volume: &VolumeBackup) -> Value {
+    let success = volume.last_success_ms > 0;
+    json!({
+        "pool": volume.pool,
+        "volume": volume.volume,
+        "uuid": volume.uuid,
+        "size_bytes": volume.size_bytes,
+        "job": optional(&volume.job),
+        "state": backup_state(volume.state()),
+        "last_success": moment(volume.last_success_ms),
+        "last_failure": moment(volume.last_failure_ms),
+        "last_failure_reason": optional(&volume.last_failure),
+        "next_run": moment(volume.next_run_ms),
+        "generation": success.then_some(volume.generation),
+        "sent_bytes": success.then_some(volume.sent_bytes),
+        "seconds": success.then_some(volume.seconds),
+    })
+}
+
+/// A moment, or null for none.
+fn moment(ms: u64) -> Option<String> {
+    Some(ms).filter(|ms| *ms > 0).map(format_utc)
 }
 
 /// Lower-case hexadecimal digits.

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     channel::BoxedChannel,
-    stream::{Batch, Sink},
+    stream::{Batch, Rate, Sink},
 };
 
 /// Batches being hashed, asked about or compressed at a time.
@@ -46,6 +46,7 @@ pub struct GenerationSink {
     compressors: Arc<Compressors>,
     sent: HashSet<ChunkId>,
     stats: GenerationStats,
+    rate: Rate,
 }
 
 impl GenerationSink {
@@ -55,7 +56,15 @@ impl GenerationSink {
         let session = Arc::new(Session::begin(client, begin).await?);
         let compressors = Arc::new(Compressors::new(session.chunk_bytes()));
         let (preparing, sent) = (VecDeque::new(), HashSet::new());
-        Ok(Self { session, size, preparing, compressors, sent, stats: GenerationStats::default() })
+        let (stats, rate) = (GenerationStats::default(), Rate::default());
+        Ok(Self { session, size, preparing, compressors, sent, stats, rate })
+    }
+
+    /// Sends no more bytes of chunks in a second than this; 0: no limit.
+    #[must_use]
+    pub fn with_rate(mut self, bytes_per_second: u64) -> Self {
+        self.rate = Rate::new(bytes_per_second);
+        self
     }
 
     /// What was moved so far.
@@ -79,13 +88,16 @@ impl GenerationSink {
             let one = self.count(one);
             if !items.is_empty() && (stored + one.stored_len() > MAX_PAYLOAD_LEN || items.len() >= ITEMS) {
                 let full = std::mem::take(&mut items);
-                self.session.batch(BackupBatch { items: full }, std::mem::take(&mut stored)).await?;
+                let full_len = std::mem::take(&mut stored);
+                self.session.batch(BackupBatch { items: full }, full_len).await?;
+                self.rate.spend(full_len as u64).await;
             }
             stored += one.stored_len();
             items.push(one.item);
         }
         if !items.is_empty() {
             self.session.batch(BackupBatch { items }, stored).await?;
+            self.rate.spend(stored as u64).await;
         }
         Ok(())
     }

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use thinbak_proto::v1;
-
-use super::Pattern;
+use thinbak_proto::{Pattern, v1};
 
 /// A policy that would delete all that may be deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -8,14 +8,14 @@
 use std::{collections::HashSet, sync::Arc, time::Instant};
 
 use jiff::tz::TimeZone;
-use thinbak_proto::{Failed, FailureKind, v1};
+use thinbak_proto::{Failed, FailureKind, Pattern, v1};
 use tokio::sync::mpsc;
 use tonic::Status;
 use uuid::Uuid;
 use v1::prune_event::Event;
 
 use super::{
-    Kept, Pattern, Policy,
+    Kept, Policy,
     delete::{self, STEP},
     plan::{Decision, Reason, plan},
 };
@@ -62,7 +62,15 @@ impl Prune {
                 let policy = Policy::new(&policy).map_err(|error| {
                     usage(&error.to_string()).with_hint("for instance `--keep-last 3 --keep-daily 7`")
                 })?;
-                vec![Scope { policy, volumes: volumes(repository, volume).await? }]
+                let mut scope = Scope { policy, volumes: Vec::new() };
+                for name in std::iter::once(volume).chain(request.others) {
+                    for found in volumes(repository, name).await? {
+                        if !scope.volumes.contains(&found) {
+                            scope.volumes.push(found);
+                        }
+                    }
+                }
+                vec![scope]
             }
             (_, _, true) => return Err(usage("the server's own policies name their volumes themselves")),
             _ => return Err(usage("a volume and a policy are needed")),

@@ -12,13 +12,13 @@ use std::{
 use jiff::tz::TimeZone;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tempfile::TempDir;
-use thinbak_proto::{Failed, v1};
+use thinbak_proto::{Failed, Pattern, v1};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::plans::ms;
 use crate::{
-    InitOptions, Pattern, Policy, Repository, RetentionRule,
+    InitOptions, Policy, Repository, RetentionRule,
     catalogue::{Filter, GenerationKey, Position, Selector},
     environment::{Clock, Environment, Random},
     manifest::{Manifest, Tombstone, next_revision},
@@ -124,6 +124,10 @@ fn request(volume: &str, policy: v1::RetentionPolicy) -> v1::PruneRequest {
     v1::PruneRequest { volume, policy: Some(policy), ..Default::default() }
 }
 
+fn name(text: &str) -> v1::VolumeName {
+    v1::VolumeName { name: text.into(), host: String::new() }
+}
+
 fn last(last: u32) -> v1::RetentionPolicy {
     v1::RetentionPolicy { last, ..Default::default() }
 }
@@ -220,6 +224,19 @@ async fn of_the_stored_policies_the_first_that_matches_counts() {
 }
 
 #[tokio::test]
+async fn several_volumes_of_one_call_are_each_pruned_once() {
+    let place = Place::new().await;
+    let volumes = ["h/p/a", "h/p/b", "h/p/c"].map(|name| (Uuid::new_v4(), name));
+    for (volume, name) in volumes {
+        place.hourly(volume, name, 3).await;
+    }
+    let others = vec![name("h/p/b"), name("h/p/a")];
+    let summary = place.prune(v1::PruneRequest { others, ..request("h/p/a", last(1)) }).await.1;
+    assert_eq!((summary.volumes, summary.kept, summary.removed), (2, 2, 4));
+    assert_eq!(place.visible(volumes[2].0).await, [1, 2, 3]);
+}
+
+#[tokio::test]
 async fn requests_that_make_no_sense_are_refused() {
     let place = Place::new().await;
     place.hourly(Uuid::new_v4(), "h/p/v", 2).await;
@@ -233,6 +250,7 @@ async fn requests_that_make_no_sense_are_refused() {
         (neither, 2),
         (request("p/none", last(1)), 10),
         (request("x*", last(1)), 10),
+        (v1::PruneRequest { others: vec![name("p/none")], ..request("p/v", last(1)) }, 10),
     ] {
         let failed = place.plan(request.clone()).await.err().unwrap();
         assert_eq!(failed.exit_code(), code, "{request:?}: {failed}");

@@ -127,6 +127,7 @@ impl FromStr for Cron {
 
 impl Cron {
     /// The first moment after `after`, in the calendar of `zone`.
+    #[must_use]
     pub(super) fn next(&self, after: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
         let today = after.to_zoned_datetime(zone.clone()).date();
         let mut days = std::iter::successors(Some(today), |day| day.checked_add(1.day()).ok()).take(MAX_DAYS);

@@ -31,13 +31,15 @@ impl Pattern {
     }
 
     /// Whether a text is more than a plain name.
-    pub(crate) fn is_pattern(text: &str) -> bool {
+    #[must_use]
+    pub fn is_pattern(text: &str) -> bool {
         text.contains(['*', '?'])
     }
 
     /// Whether the whole name matches. Takes time in the product of both lengths at most: after a mismatch only
     /// the last `*` is tried further on, for what an earlier one could take instead, that one can take too.
-    pub(crate) fn matches(&self, name: &str) -> bool {
+    #[must_use]
+    pub fn matches(&self, name: &str) -> bool {
         let (mut pattern, mut rest) = (self.0.chars(), name.chars());
         let mut retry = None;
         loop {
