@@ -6,24 +6,31 @@
 
 mod admin;
 mod blocking;
+mod candidate;
+mod embedded;
 mod export;
 mod failure;
 mod import;
 mod info;
+mod kernel;
 mod known;
 mod manager;
 mod msnap;
 mod place;
+mod pool;
 mod running;
 mod service;
 mod settings;
 mod text;
 mod volumes;
 
-pub(crate) use self::{blocking::blocking, info::open_pool_infos, running::now_ms};
+pub(crate) use self::{
+    blocking::blocking, candidate::Candidate, info::open_pool_infos, kernel::watch, running::now_ms,
+};
 pub use self::{
     failure::failed,
     manager::PoolManager,
+    pool::{Content, Frozen, HeldMsnap, ThinPool},
     running::{JobTable, RunningJobGuard, VolumeLock},
     service::PoolsService,
 };
