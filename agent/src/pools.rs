@@ -1,7 +1,7 @@
 //! Pools of this host: which are known, which are open, and the services on them.
 //!
-//! A pool is named by the name under which it was registered, or by kind and place (`dir:/path`). It is opened
-//! on demand and stays open as long as its [`PoolManager`] lives: in a daemon until it stops, in a command
+//! A pool is named by the name under which it was registered, or by kind and place (`dir:/path`, `dm:NAME`).
+//! It is opened on demand and stays open as long as its [`PoolManager`] lives: in a daemon until it stops, in a command
 //! without one until it ends.
 
 mod admin;

@@ -32,6 +32,7 @@ id_of() { # PATTERN_OF_A_NAME
   thinbak --json volume list dm:pool | tr -d ' \n' | sed 's/},{/}\n{/g' | sed -n "s/.*\"device_id\":\([0-9]*\).*\"name\":\"$1\".*/\1/p"
 }
 up() { dmsetup create "$1" --readonly --table "0 65536 thin /dev/mapper/pool $2"; } # NAME DEVICE
+held() { set -- $(dmsetup status pool); echo "$7"; }
 # Nothing is suspended, held or left.
 tidy() {
   if dmsetup info -c --noheadings -o name,suspended | grep ':Suspended' >&2; then exit 1; fi
@@ -131,15 +132,17 @@ mv /dev/mapper/control /dev/mapper/control-
 refused 1 'No such file' thinbak pool status dm:pool
 mv /dev/mapper/control- /dev/mapper/control
 echo 'nobody:x:65534:65534::/tmp:/bin/sh' >>/etc/passwd
-refused 12 'ermission denied' env THINBAK_STATE_DIR=/tmp/nobody setuidgid nobody thinbak pool status dm:pool
+refused 12 'ermission denied' env THINBAK_STATE_DIR=/tmp/nobody \
+  start-stop-daemon -S -q -c nobody -x /tmp/tools/thinbak -- pool status dm:pool
 
 # A stranger's metadata snapshot is waited for and left alone.
 message reserve_metadata_snap
-before=$(dmsetup status pool)
+before=$(held)
 refused 11 'by somebody else' thinbak backup dm:pool/web
 refused 11 'not known to be' thinbak msnap release dm:pool
-thinbak msnap show dm:pool | grep -q 'somebody else'
-test "$before" = "$(dmsetup status pool)"
+thinbak msnap show dm:pool >/tmp/said
+grep -q 'somebody else' /tmp/said
+test "$before" = "$(held)"
 message release_metadata_snap
 tidy
 
@@ -149,6 +152,7 @@ refused 1 'resumed web' sh -c ': | thinbak resume-if-left web'
 tidy
 
 # SIGKILL while the metadata snapshot is held, on metadata that are slow to read: the next one releases it and works.
+modprobe dm-delay
 down
 delay() { dmsetup suspend slow; dmsetup reload slow --table "0 $size delay /dev/vda 0 $1 /dev/vda 0 0"; dmsetup resume slow; }
 size=$(blockdev --getsz /dev/vda)
@@ -225,6 +229,8 @@ fn volumes_of_a_kernel_pool_are_backed_up_and_restored_bit_for_bit() -> Result<(
     ensure!(report.get("first")? == "full");
     ensure!(report.get("second")? == "incremental");
     ensure!(report.get("third")? == "unchanged");
+    let held = ["first.held", "second.held", "third.held"].map(|key| report.get(key));
+    println!("metadata snapshots were held for {held:?} s");
     ensure!(report.get("line")? == report.get("ours")?, "the status line is not the kernel's");
     ensure!(report.get("done")? == "yes");
     Ok(())
