@@ -78,9 +78,10 @@ impl KernelPool {
         inner.recover_msnap()?;
         let prefix = inner.private_name(DeviceId::new(0).map_err(|_| inner.no_ids())?);
         let prefix = prefix.trim_end_matches('0');
-        for active in inner.actives()?.iter().filter(|active| active.name.starts_with(prefix)) {
-            if let Err(error) = inner.mapper.remove(&active.name) {
-                tracing::warn!(device = active.name, %error, "a private device of a dead process is left");
+        // By name: one may have died before its device had a table.
+        for (name, _) in inner.mapper.devices()?.iter().filter(|(name, _)| name.starts_with(prefix)) {
+            if let Err(error) = inner.mapper.remove(name) {
+                tracing::warn!(device = name, %error, "a private device of a dead process is left");
             }
         }
         let left: Vec<Entry> = {
