@@ -20,7 +20,7 @@ use super::{
     events::{Events, blocking},
     healing::{self, Halt},
     plan::{self, Due, Sorted, Transfer},
-    point::to_wire,
+    point::{root_of, to_wire},
     sample,
 };
 use crate::{
@@ -424,13 +424,6 @@ struct Timing {
     found: Duration,
     /// Holding metadata snapshots.
     held: Duration,
-}
-
-fn root_of(generation: &Generation) -> Result<[u8; 32], Failed> {
-    <[u8; 32]>::try_from(&*generation.root).map_err(|_| {
-        let len = generation.root.len();
-        Failed::new(FailureKind::Failed, format!("the server answered with a root of {len} bytes"))
-    })
 }
 
 fn summary_of(
