@@ -39,6 +39,7 @@ use self::{
 use crate::{
     config::{Settings, Surroundings, host_name},
     output::{Output, json},
+    pools::watch,
 };
 
 /// What every command has at hand.
@@ -104,6 +105,7 @@ async fn dispatch(context: Context, command: Command) -> Result<(), Stop> {
             Command::Verify(verify) => verify::run(&context, verify).await,
             Command::Prune(prune) => prune::run(&context, prune).await,
             Command::Collect(collect) => collect::run(&context, collect).await,
+            Command::ResumeIfLeft { devices } => Ok(watch(&devices)?),
             Command::Completions { shell } => docs::completions(shell),
             Command::Man { dir } => docs::man(&dir),
         }

@@ -25,7 +25,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::{
     channel::{BoxedChannel, in_process},
     daemon::agent_routes,
-    pools::{self, PoolManager},
+    pools::PoolManager,
     volume::PoolVolume,
 };
 
@@ -183,7 +183,7 @@ impl Demo<'_> {
         let (manager, size) = (Arc::clone(&self.manager), self.size);
         blocking(move || {
             let pool = manager.open(POOL)?;
-            let volume = PoolVolume::new(Arc::clone(&pool), pool.volume(VOLUME).map_err(pools::failed)?);
+            let volume = PoolVolume::open(Arc::clone(&pool), pool.volume(VOLUME)?)?;
             let mut random = StdRng::seed_from_u64(8);
             for _ in 0..(size / BLOCK / 100).max(1) {
                 let offset = loop {
@@ -229,10 +229,10 @@ impl Demo<'_> {
         let (manager, snapshot) = (Arc::clone(&self.manager), snapshot.to_owned());
         blocking(move || {
             let pool = manager.open(POOL)?;
-            let source = pool.snapshot(VOLUME, &snapshot).map_err(pools::failed)?;
-            let copy = pool.volume(&restored).map_err(pools::failed)?;
-            let (expected, mapped) = fingerprint(&PoolVolume::new(Arc::clone(&pool), source.clone()))?;
-            let found = fingerprint(&PoolVolume::new(Arc::clone(&pool), copy.clone()))?;
+            let source = pool.snapshot(VOLUME, &snapshot)?;
+            let copy = pool.volume(&restored)?;
+            let (expected, mapped) = fingerprint(&PoolVolume::open(Arc::clone(&pool), source.clone())?)?;
+            let found = fingerprint(&PoolVolume::open(Arc::clone(&pool), copy.clone())?)?;
             if found != (expected, mapped) {
                 return Err(different(&source, &copy));
             }

@@ -1,29 +1,36 @@
 //! Pools of this host: which are known, which are open, and the services on them.
 //!
-//! A pool is named by the name under which it was registered, or by kind and place (`dir:/path`). It is opened
-//! on demand and stays open as long as its [`PoolManager`] lives: in a daemon until it stops, in a command
+//! A pool is named by the name under which it was registered, or by kind and place (`dir:/path`, `dm:NAME`).
+//! It is opened on demand and stays open as long as its [`PoolManager`] lives: in a daemon until it stops, in a command
 //! without one until it ends.
 
 mod admin;
 mod blocking;
+mod candidate;
+mod embedded;
 mod export;
 mod failure;
 mod import;
 mod info;
+mod kernel;
 mod known;
 mod manager;
 mod msnap;
 mod place;
+mod pool;
 mod running;
 mod service;
 mod settings;
 mod text;
 mod volumes;
 
-pub(crate) use self::{blocking::blocking, info::open_pool_infos, running::now_ms};
+pub(crate) use self::{
+    blocking::blocking, candidate::Candidate, info::open_pool_infos, kernel::watch, running::now_ms,
+};
 pub use self::{
     failure::failed,
     manager::PoolManager,
+    pool::{Content, Frozen, HeldMsnap, ThinPool},
     running::{JobTable, RunningJobGuard, VolumeLock},
     service::PoolsService,
 };

@@ -2,16 +2,17 @@
 
 use std::sync::Arc;
 
-use thinbak_engine::{EmbeddedError, EmbeddedPool, PoolError, VirtualBlock, Volume};
+use thinbak_engine::Volume;
 use thinbak_proto::Failed;
 
-use crate::pools;
+use crate::pools::{Content, ThinPool};
 
 /// One thin device of an open pool: a volume, a snapshot, or a private head.
 #[derive(Clone)]
 pub struct PoolVolume {
-    pool: Arc<EmbeddedPool>,
+    pool: Arc<dyn ThinPool>,
     volume: Volume,
+    content: Arc<dyn Content>,
 }
 
 /// A piece of a volume that has data blocks behind it. Bytes.
@@ -27,10 +28,10 @@ pub struct MappedRange {
 const RUNS_AT_A_TIME: usize = 1024;
 
 impl PoolVolume {
-    /// `volume` of `pool`.
-    #[must_use]
-    pub fn new(pool: Arc<EmbeddedPool>, volume: Volume) -> Self {
-        Self { pool, volume }
+    /// Opens `volume` of `pool`. Blocking.
+    pub fn open(pool: Arc<dyn ThinPool>, volume: Volume) -> Result<Self, Failed> {
+        let content = Arc::from(Arc::clone(&pool).content(&volume)?);
+        Ok(Self { pool, volume, content })
     }
 
     /// Virtual size in bytes.
@@ -42,13 +43,7 @@ impl PoolVolume {
     /// Data block size of the pool in bytes.
     #[must_use]
     pub fn block_bytes(&self) -> u64 {
-        self.pool.pool().block_size().bytes()
-    }
-
-    /// The pool it lies in.
-    #[must_use]
-    pub fn pool(&self) -> &Arc<EmbeddedPool> {
-        &self.pool
+        self.pool.block_bytes()
     }
 
     /// The device in the pool.
@@ -61,7 +56,7 @@ impl PoolVolume {
     /// pool that ignores discards.
     #[must_use]
     pub fn can_unmap(&self) -> bool {
-        self.volume.origin.is_none() && !self.pool.table().features.ignore_discard
+        self.content.can_unmap()
     }
 
     /// Up to where unmapped blocks read an external origin, in bytes; 0 without one.
@@ -72,42 +67,13 @@ impl PoolVolume {
 
     /// Fills `buf` from `offset`; what is not mapped reads as the external origin or zero. Blocking.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failed> {
-        self.pool.read(&self.volume, offset, buf).map_err(pools::failed)
+        self.content.read(offset, buf)
     }
 
     /// Writes `data` at `offset`; what else is in the blocks stays as it reads, also in a pool that does not zero new
     /// blocks. Blocking; durable after [`flush`](Self::flush).
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), Failed> {
-        if self.pool.table().features.skip_block_zeroing {
-            self.zero_around(offset, data.len() as u64)?;
-        }
-        self.pool.write(&self.volume, offset, data).map_err(pools::failed)
-    }
-
-    /// Fills the blocks at the ends of a write with zeros, if it is about to map them and does not cover them. Beyond the
-    /// end of the volume too: what is there comes back when it grows.
-    fn zero_around(&self, offset: u64, len: u64) -> Result<(), Failed> {
-        let (block, end) = (self.block_bytes(), offset.saturating_add(len));
-        let mut partial = vec![offset / block, end.saturating_sub(1) / block];
-        partial.dedup();
-        partial.retain(|number| number * block < offset || (number + 1) * block > end);
-        for number in partial {
-            let (engine, device) = (self.pool.pool(), self.volume.device);
-            let mapped = engine.mapped_runs(device, VirtualBlock(number), VirtualBlock(number + 1), 1);
-            if !mapped.map_err(unreadable)?.is_empty() {
-                continue;
-            }
-            // The external origin goes in with the data: only what lies behind its end is left to be filled.
-            let origin = self.volume.origin.as_ref().map_or(0, |origin| origin.size_bytes);
-            let from = (number * block).max(origin.min((number + 1) * block));
-            write_zeros(from, (number + 1) * block, |at, zeros| engine.write(device, at, zeros)).map_err(
-                |source| {
-                    let attempt = "the volume could not be written";
-                    pools::failed(EmbeddedError::Pool { attempt, source })
-                },
-            )?;
-        }
-        Ok(())
+        self.content.write(offset, data)
     }
 
     /// Makes `offset .. offset + len` read as zero and take as little space as possible: blocks that read as zero then
@@ -134,10 +100,7 @@ impl PoolVolume {
             return self.zero_readable(offset, end);
         }
         self.zero_readable(offset, from)?;
-        let discarded = self.pool.pool().discard(self.volume.device, from, to - from);
-        discarded.map_err(|source| {
-            pools::failed(EmbeddedError::Pool { attempt: "the range could not be discarded", source })
-        })?;
+        self.content.discard(from, to - from)?;
         self.zero_readable(to, end)
     }
 
@@ -216,28 +179,22 @@ impl PoolVolume {
                 if next >= stop {
                     return None;
                 }
-                let found = self.pool.pool().mapped_runs(
-                    self.volume.device,
-                    VirtualBlock(next),
-                    VirtualBlock(stop),
-                    RUNS_AT_A_TIME,
-                );
-                let found = match found {
+                let found = match self.content.mapped_runs(next, stop, RUNS_AT_A_TIME) {
                     Ok(found) => found,
                     Err(error) => {
                         next = stop;
-                        return Some(Err(unreadable(error)));
+                        return Some(Err(error));
                     }
                 };
                 next = match found.last() {
-                    Some(last) if found.len() >= RUNS_AT_A_TIME => last.begin.0 + last.length,
+                    Some((begin, length)) if found.len() >= RUNS_AT_A_TIME => begin + length,
                     _ => stop,
                 };
                 let clipped: Vec<_> = found
                     .iter()
-                    .map(|run| MappedRange {
-                        begin: (run.begin.0 * block).max(from),
-                        end: ((run.begin.0 + run.length) * block).min(to),
+                    .map(|(begin, length)| MappedRange {
+                        begin: (begin * block).max(from),
+                        end: ((begin + length) * block).min(to),
                     })
                     .filter(|range| range.begin < range.end)
                     .collect();
@@ -248,7 +205,7 @@ impl PoolVolume {
 
     /// Puts everything written so far on stable storage. Blocking.
     pub fn flush(&self) -> Result<(), Failed> {
-        self.pool.flush().map_err(pools::failed)
+        self.content.flush()
     }
 }
 
@@ -266,8 +223,4 @@ pub(crate) fn write_zeros<E>(
         at += len as u64;
     }
     Ok(())
-}
-
-fn unreadable(source: PoolError) -> Failed {
-    pools::failed(EmbeddedError::Pool { attempt: "the volume's mappings could not be read", source })
 }

@@ -9,6 +9,8 @@ mod behaviour;
 mod block_devices;
 #[path = "kernel/breakable.rs"]
 mod breakable;
+#[path = "kernel/driven.rs"]
+mod driven;
 #[path = "kernel/engine_side.rs"]
 mod engine_side;
 #[path = "kernel/file_system.rs"]

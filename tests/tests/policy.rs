@@ -26,6 +26,8 @@ const LICENCES: &[&str] = &[
     "Unicode-3.0",
     "0BSD",
     "BSL-1.0",
+    // Asks for the source of its own files only, changed or not; we change none.
+    "MPL-2.0",
 ];
 
 /// A second crypto provider beside the one chosen, or a library that needs one of the system's.

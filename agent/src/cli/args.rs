@@ -73,6 +73,12 @@ impl Global {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
+    /// Resumes devices when the process that suspended them has died; started by thinbak itself
+    #[command(hide = true)]
+    ResumeIfLeft {
+        /// Names of device-mapper devices
+        devices: Vec<String>,
+    },
     /// The main job, start to end, in a temporary directory
     Demo(Demo),
     /// Thin pools

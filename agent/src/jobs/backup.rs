@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use thinbak_engine::{Base, EmbeddedPool, Point};
+use thinbak_engine::{Base, Point};
 use thinbak_proto::{
     Failed, FailureKind,
     v1::{
@@ -19,12 +19,12 @@ use uuid::Uuid;
 use super::{
     events::{Events, blocking},
     healing::{self, Halt},
-    plan::{self, Candidate, Due, Sorted, Transfer},
-    point::to_wire,
+    plan::{self, Due, Sorted, Transfer},
+    point::{root_of, to_wire},
     sample,
 };
 use crate::{
-    pools::{self, PoolManager, VolumeLock},
+    pools::{Candidate, PoolManager, ThinPool, VolumeLock},
     repository_client::{RepositoryConnection, connect},
     sink::GenerationSink,
     source::{ChangeList, PoolSource},
@@ -70,7 +70,9 @@ struct Backup<'a> {
 
 /// The volumes of one pool, with the locks that keep other jobs away from them.
 struct PoolDues {
-    pool: Arc<EmbeddedPool>,
+    /// As the request names it.
+    spec: String,
+    pool: Arc<dyn ThinPool>,
     dues: Vec<Due>,
     _locks: Vec<VolumeLock>,
 }
@@ -159,7 +161,7 @@ impl<'a> Backup<'a> {
         let (manager, spec, name) = (Arc::clone(self.manager), named.pool.clone(), named.volume.clone());
         let (pool, volume) = blocking(move || {
             let pool = manager.open(&spec)?;
-            let volume = pool.volume(&name).map_err(pools::failed)?;
+            let volume = pool.volume(&name)?;
             Ok((pool, volume))
         })
         .await?;
@@ -183,7 +185,10 @@ impl<'a> Backup<'a> {
                 other.dues.push(due);
                 other._locks.push(lock);
             }
-            None => pools.push(PoolDues { pool, dues: vec![due], _locks: vec![lock] }),
+            None => {
+                let spec = named.pool.clone();
+                pools.push(PoolDues { spec, pool, dues: vec![due], _locks: vec![lock] });
+            }
         }
         Ok(uuid)
     }
@@ -236,7 +241,7 @@ impl<'a> Backup<'a> {
             blocking(move || {
                 // Held to the end of the work, which goes on for a while when the job was interrupted.
                 let _lease = lease;
-                let mut sorted = plan::idle_test(&engine, dues)?;
+                let mut sorted = plan::idle_test(engine.as_ref(), dues)?;
                 if grouped && !sorted.changed.is_empty() {
                     // One moment for all of them: the unchanged ones are snapshotted with the others.
                     sorted.changed.append(&mut sorted.unchanged);
@@ -260,10 +265,8 @@ impl<'a> Backup<'a> {
             }
             Ok((unchanged, transfers, held)) => {
                 let timing = Timing { found: started.elapsed(), held };
-                let named = |due: &Due| VolumeRef {
-                    pool: pool.pool.name().to_owned(),
-                    volume: due.volume.name.clone(),
-                };
+                let named =
+                    |due: &Due| VolumeRef { pool: pool.spec.clone(), volume: due.volume.name.clone() };
                 for due in unchanged {
                     let (name, named) = (due.name.clone(), named(&due));
                     let outcome = self.unchanged(&pool.pool, due, timing).await;
@@ -312,7 +315,7 @@ impl<'a> Backup<'a> {
     /// Records a generation that is its parent over again: nothing is snapshotted, read or sent.
     async fn unchanged(
         &self,
-        pool: &Arc<EmbeddedPool>,
+        pool: &Arc<dyn ThinPool>,
         due: Due,
         timing: Timing,
     ) -> Result<JobSummary, Halt> {
@@ -327,8 +330,7 @@ impl<'a> Backup<'a> {
         let sink = sink.map_err(Halt::of_server)?;
         let (generation, _) = healing::done(sink.commit().await.map_err(Halt::of_server)?)?;
         let (pool, number, root) = (Arc::clone(pool), generation.number, root_of(&generation)?);
-        blocking(move || pool.update_base(Base { generation: number, root, ..base }).map_err(pools::failed))
-            .await?;
+        blocking(move || pool.update_base(Base { generation: number, root, ..base })).await?;
         Ok(JobSummary {
             mode: "unchanged".to_owned(),
             ..summary_of(&due, &point, &generation, timing, started)
@@ -338,7 +340,7 @@ impl<'a> Backup<'a> {
     /// Sends what changed, commits, and makes the snapshot the new base. On failure the snapshot is removed.
     async fn transfer(
         &self,
-        pool: &Arc<EmbeddedPool>,
+        pool: &Arc<dyn ThinPool>,
         transfer: Transfer,
         timing: Timing,
     ) -> Result<JobSummary, Halt> {
@@ -362,7 +364,7 @@ impl<'a> Backup<'a> {
 
     async fn send(
         &self,
-        pool: &Arc<EmbeddedPool>,
+        pool: &Arc<dyn ThinPool>,
         due: &Due,
         candidate: &Candidate,
         (point, changes): (Point, ChangeList),
@@ -378,11 +380,14 @@ impl<'a> Backup<'a> {
         }
         let sink = GenerationSink::begin(self.connection.ingest(), self.begin(due, &point)).await;
         let mut sink = sink.map_err(Halt::of_server)?.with_rate(self.request.sent_bytes_per_second);
-        let volume = PoolVolume::new(Arc::clone(pool), candidate.volume().clone());
+        let (engine, snapshot) = (Arc::clone(pool), candidate.volume().clone());
+        let volume = blocking(move || PoolVolume::open(engine, snapshot)).await?;
         let source = PoolSource::start(volume, changes, u64::from(self.chunk_bytes));
         let mut source = Paced::new(source, self.request.read_bytes_per_second);
         let moved = pump(&mut source, &mut sink, &progress);
         self.events.during(&due.name, "transfer", &progress, moved).await.map_err(Halt::of_server)?;
+        let (engine, sent) = (Arc::clone(pool), point.clone());
+        blocking(move || engine.confirm(&sent)).await?;
         let committed = self.events.during(&due.name, "commit", &progress, sink.commit()).await;
         let (generation, healed_bytes) = healing::done(committed.map_err(Halt::of_server)?)?;
         let base = Base {
@@ -420,13 +425,6 @@ struct Timing {
     found: Duration,
     /// Holding metadata snapshots.
     held: Duration,
-}
-
-fn root_of(generation: &Generation) -> Result<[u8; 32], Failed> {
-    <[u8; 32]>::try_from(&*generation.root).map_err(|_| {
-        let len = generation.root.len();
-        Failed::new(FailureKind::Failed, format!("the server answered with a root of {len} bytes"))
-    })
 }
 
 fn summary_of(

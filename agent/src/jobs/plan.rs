@@ -10,11 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use thinbak_engine::{Base, EmbeddedPool, MetadataView, Point, Roots, Volume};
+use thinbak_engine::{Base, MetadataView, Point, Volume};
 use thinbak_proto::{Failed, FailureKind};
 
 use crate::{
-    pools,
+    pools::{self, Candidate, ThinPool},
     source::{self, ChangeList, list_changes},
 };
 
@@ -54,41 +54,6 @@ pub(super) struct Transfer {
     pub(super) changes: ChangeList,
 }
 
-/// A private snapshot, removed when this is dropped unless it has become the base: also when the job that
-/// it was taken for has ended before it could be handed over.
-pub(super) struct Candidate {
-    pool: Arc<EmbeddedPool>,
-    volume: Volume,
-    kept: bool,
-}
-
-impl Candidate {
-    /// The device in the pool.
-    pub(super) fn volume(&self) -> &Volume {
-        &self.volume
-    }
-
-    /// Makes it the base of the volume's next backup. Blocking.
-    pub(super) fn keep(mut self, base: Base) -> Result<(), Failed> {
-        self.pool.keep_base(&self.volume, base).map_err(pools::failed)?;
-        self.kept = true;
-        Ok(())
-    }
-}
-
-impl Drop for Candidate {
-    fn drop(&mut self) {
-        if self.kept {
-            return;
-        }
-        // A failure is only logged: the next open of the pool removes what is left over.
-        if let Err(error) = self.pool.drop_transient(&self.volume) {
-            let device = self.volume.device;
-            tracing::warn!(%device, %error, "a private snapshot is left until the pool is opened again");
-        }
-    }
-}
-
 /// What the idle test found.
 pub(super) struct Sorted {
     /// Not written since their base, and nothing of it is damaged.
@@ -101,36 +66,30 @@ pub(super) struct Sorted {
 
 /// Sorts the volumes by whether they were written since their base. A base that cannot be proven is
 /// given up here, with the reason.
-pub(super) fn idle_test(pool: &EmbeddedPool, dues: Vec<Due>) -> Result<Sorted, Failed> {
+pub(super) fn idle_test(pool: &dyn ThinPool, dues: Vec<Due>) -> Result<Sorted, Failed> {
     let mut sorted = Sorted { unchanged: Vec::new(), changed: Vec::new(), held: Duration::ZERO };
     if dues.iter().all(|due| due.base.is_none()) {
         sorted.changed = dues;
         return Ok(sorted);
     }
-    let msnap = pool.reserve_msnap().map_err(pools::failed)?;
     let since = Instant::now();
-    let view = open_view(pool)?;
+    let frozen = pool.reserve()?;
+    let view = &frozen.view;
     for mut due in dues {
-        prove(pool, &view, &mut due);
-        if is_idle(&view, &due)? { sorted.unchanged.push(due) } else { sorted.changed.push(due) }
+        prove(pool, view, &mut due);
+        if is_idle(view, &due)? { sorted.unchanged.push(due) } else { sorted.changed.push(due) }
     }
-    msnap.release().map_err(pools::failed)?;
+    frozen.release()?;
     sorted.held = since.elapsed();
     Ok(sorted)
 }
 
-/// The live metadata beside us, through the metadata snapshot.
-fn open_view(pool: &EmbeddedPool) -> Result<MetadataView, Failed> {
-    MetadataView::open(pool.pool().metadata_device().clone(), Roots::MetadataSnap)
-        .map_err(|error| pools::failed(error.into()))
-}
-
 /// Gives up a base that is not what was recorded, or that reads something else than the volume where nothing is
 /// mapped.
-fn prove(pool: &EmbeddedPool, view: &MetadataView, due: &mut Due) {
+fn prove(pool: &dyn ThinPool, view: &MetadataView, due: &mut Due) {
     let Some(base) = &due.base else { return };
     if let Err(not_proven) = pool.prove(&base.point, view) {
-        return due.give_up(not_proven.to_string());
+        return due.give_up(not_proven);
     }
     let origin = pool.by_device(base.point.device_id).and_then(|snapshot| snapshot.origin);
     if origin != due.volume.origin {
@@ -150,29 +109,29 @@ fn is_idle(view: &MetadataView, due: &Due) -> Result<bool, Failed> {
 
 /// Snapshots all volumes at one moment, reserves, walks, releases. On failure the snapshots are gone.
 pub(super) fn snapshot_and_walk(
-    pool: &Arc<EmbeddedPool>,
+    pool: &Arc<dyn ThinPool>,
     dues: Vec<Due>,
     chunk_bytes: u32,
 ) -> Result<(Vec<Transfer>, Duration), Failed> {
     let names: Vec<&str> = dues.iter().map(|due| due.volume.name.as_str()).collect();
-    let taken = pool.take_candidates(&names).map_err(pools::failed)?.into_iter();
-    let guarded = taken.map(|volume| Candidate { pool: Arc::clone(pool), volume, kept: false });
-    walk(pool, dues, guarded.collect(), chunk_bytes)
+    let taken = pool.take_candidates(&names)?.into_iter();
+    let guarded = taken.map(|volume| Candidate::new(Arc::clone(pool), volume));
+    walk(pool.as_ref(), dues, guarded.collect(), chunk_bytes)
 }
 
 fn walk(
-    pool: &EmbeddedPool,
+    pool: &dyn ThinPool,
     dues: Vec<Due>,
     candidates: Vec<Candidate>,
     chunk_bytes: u32,
 ) -> Result<(Vec<Transfer>, Duration), Failed> {
-    let msnap = pool.reserve_msnap().map_err(pools::failed)?;
     let since = Instant::now();
-    let view = open_view(pool)?;
+    let frozen = pool.reserve()?;
+    let view = &frozen.view;
     let mut transfers = Vec::with_capacity(dues.len());
     for (mut due, candidate) in dues.into_iter().zip(candidates) {
-        prove(pool, &view, &mut due);
-        let point = pool.point(candidate.volume(), &view).map_err(pools::failed)?;
+        prove(pool, view, &mut due);
+        let point = pool.point(candidate.volume(), view)?;
         let base = due
             .base
             .as_ref()
@@ -182,7 +141,7 @@ fn walk(
             size_bytes: point.size_bytes,
             origin_bytes: candidate.volume().origin.as_ref().map_or(0, |origin| origin.size_bytes),
         };
-        let changes = list_changes(&view, base, target, u64::from(chunk_bytes));
+        let changes = list_changes(view, base, target, u64::from(chunk_bytes));
         let changes = changes.map_err(|error| {
             Failed::new(FailureKind::Failed, format!("finding what changed in {}: {error}", due.name))
         })?;
@@ -195,14 +154,14 @@ fn walk(
             })?;
         transfers.push(Transfer { due, candidate, point, changes });
     }
-    msnap.release().map_err(pools::failed)?;
+    frozen.release()?;
     Ok((transfers, since.elapsed()))
 }
 
 #[cfg(test)]
 mod tests {
     use rand::{Rng as _, RngCore as _, SeedableRng as _, rngs::StdRng};
-    use thinbak_engine::{BlockSize, CreateOptions, Kind, PoolTable};
+    use thinbak_engine::{BlockSize, CreateOptions, EmbeddedPool, Kind, PoolTable};
     use uuid::Uuid;
 
     use super::*;
@@ -218,6 +177,15 @@ mod tests {
             table: PoolTable::without_waiting(),
         };
         Arc::new(EmbeddedPool::create(dir, options).unwrap())
+    }
+
+    fn walked(
+        pool: &Arc<EmbeddedPool>,
+        dues: Vec<Due>,
+        chunk_bytes: u32,
+    ) -> Result<(Vec<Transfer>, Duration), Failed> {
+        let pool: Arc<dyn ThinPool> = Arc::<EmbeddedPool>::clone(pool);
+        snapshot_and_walk(&pool, dues, chunk_bytes)
     }
 
     fn due(volume: &Volume, base: Option<Base>) -> Due {
@@ -288,7 +256,7 @@ mod tests {
             let volume =
                 pool.create_volume_over("v", random.random_range(1..12) * block_bytes, &path).unwrap();
             scribble(&pool, &volume, &mut random);
-            let (mut transfers, _) = snapshot_and_walk(&pool, vec![due(&volume, None)], chunk_bytes).unwrap();
+            let (mut transfers, _) = walked(&pool, vec![due(&volume, None)], chunk_bytes).unwrap();
             let Transfer { candidate, point, changes, .. } = transfers.pop().unwrap();
             let before = reads(&pool, &volume);
             judge(changes, &[], &before, chunk_bytes);
@@ -304,9 +272,9 @@ mod tests {
             std::fs::write(&path, &origin).unwrap();
             let size = if random.random_bool(0.5) { volume.size_bytes } else { 6 * block_bytes };
             let volume = pool.resize_volume("v", size).unwrap();
-            let sorted = idle_test(&pool, vec![due(&volume, Some(base))]).unwrap();
+            let sorted = idle_test(pool.as_ref(), vec![due(&volume, Some(base))]).unwrap();
             assert!(sorted.unchanged.is_empty(), "nobody knows whether the origin changed");
-            let (mut transfers, _) = snapshot_and_walk(&pool, sorted.changed, chunk_bytes).unwrap();
+            let (mut transfers, _) = walked(&pool, sorted.changed, chunk_bytes).unwrap();
             let transfer = transfers.pop().unwrap();
             assert!(transfer.due.base.is_some(), "{}", transfer.due.reason);
             judge(transfer.changes, &before, &reads(&pool, &volume), chunk_bytes);
@@ -326,14 +294,14 @@ mod tests {
         for block in [1, 5] {
             pool.write(&volume, block * BLOCK, &[1; BLOCK as usize]).unwrap();
         }
-        let (mut transfers, _) = snapshot_and_walk(&pool, vec![due(&volume, None)], 64 << 10).unwrap();
+        let (mut transfers, _) = walked(&pool, vec![due(&volume, None)], 64 << 10).unwrap();
         let Transfer { candidate, point, .. } = transfers.pop().unwrap();
         let before = reads(&pool, &volume);
         let base = Base { repository: Uuid::nil(), volume: volume.uuid, generation: 1, root: [0; 32], point };
         candidate.keep(base.clone()).unwrap();
         pool.discard(&volume, BLOCK, BLOCK).unwrap();
         pool.write(&volume, 5 * BLOCK, &[2; BLOCK as usize]).unwrap();
-        let (mut transfers, _) = snapshot_and_walk(&pool, vec![due(&volume, Some(base))], 64 << 10).unwrap();
+        let (mut transfers, _) = walked(&pool, vec![due(&volume, Some(base))], 64 << 10).unwrap();
         let transfer = transfers.pop().unwrap();
         assert!(transfer.due.base.is_some(), "{}", transfer.due.reason);
         judge(transfer.changes, &before, &reads(&pool, &volume), 64 << 10);
@@ -346,12 +314,12 @@ mod tests {
         let volume = pool.create_volume("v", 1 << 20).unwrap();
         pool.write(&volume, 0, &[1; 4096]).unwrap();
         let due = || due(&volume, None);
-        let (transfers, _) = snapshot_and_walk(&pool, vec![due()], 64 << 10).unwrap();
+        let (transfers, _) = walked(&pool, vec![due()], 64 << 10).unwrap();
         assert_eq!(pool.volumes().len(), 2);
         drop(transfers);
         assert_eq!(pool.volumes().len(), 1);
 
-        let (mut transfers, _) = snapshot_and_walk(&pool, vec![due()], 64 << 10).unwrap();
+        let (mut transfers, _) = walked(&pool, vec![due()], 64 << 10).unwrap();
         let Transfer { candidate, point, .. } = transfers.pop().unwrap();
         let repository = Uuid::new_v4();
         candidate

@@ -1,7 +1,10 @@
 //! Points between the engine's form and the wire's.
 
 use thinbak_engine::Point;
-use thinbak_proto::v1;
+use thinbak_proto::{
+    Failed, FailureKind,
+    v1::{self, Generation},
+};
 
 /// The engine's point as it travels and is recorded with a generation.
 pub(super) fn to_wire(point: &Point) -> v1::Point {
@@ -17,4 +20,12 @@ pub(super) fn to_wire(point: &Point) -> v1::Point {
         root_block: point.root_block.0,
         root_checksum: point.root_checksum,
     }
+}
+
+/// The root of a generation's map, as a base has it.
+pub(super) fn root_of(generation: &Generation) -> Result<[u8; 32], Failed> {
+    <[u8; 32]>::try_from(&*generation.root).map_err(|_| {
+        let len = generation.root.len();
+        Failed::new(FailureKind::Failed, format!("the server answered with a root of {len} bytes"))
+    })
 }

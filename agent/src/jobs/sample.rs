@@ -5,14 +5,14 @@
 use std::sync::Arc;
 
 use rand::Rng as _;
-use thinbak_engine::{Base, EmbeddedPool, Volume};
+use thinbak_engine::{Base, Volume};
 use thinbak_proto::{
     ChunkId, FAN_OUT, Failed, FailureKind, MapEntry, MapNode, NodeId, chunk_count, levels_for, span_of_level,
     v1::{GetNodesRequest, content_client::ContentClient},
 };
 
 use super::{events::blocking, healing::Halt};
-use crate::{channel::BoxedChannel, volume::PoolVolume};
+use crate::{channel::BoxedChannel, pools::ThinPool, volume::PoolVolume};
 
 /// Chunks drawn in one run.
 const SAMPLES: usize = 8;
@@ -30,7 +30,7 @@ struct Drawn {
 /// A map that cannot be read is [`Halt::Damage`].
 pub(super) async fn check(
     content: ContentClient<BoxedChannel>,
-    pool: &Arc<EmbeddedPool>,
+    pool: &Arc<dyn ThinPool>,
     base: &Base,
     chunk_bytes: u32,
     name: &str,
@@ -70,8 +70,8 @@ pub(super) async fn check(
 
 /// Reads mapped chunks at random places; over an external origin, which may have changed, only such as are mapped as a
 /// whole. Blocking.
-fn draw(pool: Arc<EmbeddedPool>, snapshot: Volume, chunk_bytes: u64) -> Result<Vec<Drawn>, Failed> {
-    let volume = PoolVolume::new(pool, snapshot);
+fn draw(pool: Arc<dyn ThinPool>, snapshot: Volume, chunk_bytes: u64) -> Result<Vec<Drawn>, Failed> {
+    let volume = PoolVolume::open(pool, snapshot)?;
     let size = volume.size_bytes();
     let mut random = rand::rng();
     let mut drawn: Vec<Drawn> = Vec::with_capacity(SAMPLES);

@@ -21,7 +21,7 @@ use thinbak_proto::{
 use super::{
     PoolManager,
     failure::{failed as engine_failed, hint_at_agent, of_check, while_doing},
-    info::info,
+    info, kernel,
     place::{PoolSpec, check_name},
     settings, text,
 };
@@ -46,7 +46,7 @@ pub(super) fn create(manager: &PoolManager, request: &CreatePoolRequest) -> Resu
             .map_err(while_doing(|| format!("create pool {}", request.pool)))
     };
     match make() {
-        Ok(pool) => info(&manager.insert(pool)),
+        Ok(pool) => Ok(info::embedded(&manager.insert(pool))),
         Err(failed) => {
             if plan.register
                 && let Err(error) = unregister(manager, &plan.name)
@@ -80,6 +80,13 @@ impl Plan {
                 let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
                 check_name(&name)?;
                 (name, dir, false)
+            }
+            (PoolSpec::Mapper(_), _) => {
+                return Err(usage(format!(
+                    "create pool {}: kernel pools are made with dmsetup",
+                    request.pool
+                ))
+                .with_hint("a pool of thinbak's own: thinbak pool create NAME --data DEV --metadata DEV"));
             }
             (PoolSpec::Dir(_), Some(_)) => {
                 return Err(usage("the pool's directory is given twice".to_owned()));
@@ -146,7 +153,7 @@ fn unregister(manager: &PoolManager, name: &str) -> Result<(), Failed> {
 pub(super) fn list(manager: &PoolManager) -> Result<Vec<PoolInfo>, Failed> {
     let known = manager.known.all()?;
     let listed = known.into_iter().map(|(name, dir)| {
-        let opened = manager.open_dir(&name, &dir).and_then(|pool| info(&pool));
+        let opened = manager.open_dir(&name, &dir).map(|pool| info::embedded(&pool));
         match opened {
             Ok(info) => PoolInfo { name, ..info },
             Err(failed) => PoolInfo {
@@ -158,11 +165,23 @@ pub(super) fn list(manager: &PoolManager) -> Result<Vec<PoolInfo>, Failed> {
             },
         }
     });
-    Ok(listed.collect())
+    let of_kernel = kernel::pools_of_host().into_iter().map(|name| {
+        kernel::look(&name, manager.known.state_dir()).unwrap_or_else(|failed| PoolInfo {
+            kind: "dm".to_owned(),
+            place: name.clone(),
+            name,
+            error: failed.message,
+            ..PoolInfo::default()
+        })
+    });
+    Ok(listed.chain(of_kernel).collect())
 }
 
 pub(super) fn status(manager: &PoolManager, spec: &str) -> Result<PoolInfo, Failed> {
-    info(&*manager.open(spec)?)
+    match PoolSpec::parse(spec)? {
+        PoolSpec::Mapper(name) => kernel::look(&name, manager.known.state_dir()),
+        PoolSpec::Dir(_) | PoolSpec::Name(_) => manager.open(spec)?.info(),
+    }
 }
 
 /// Metadata first: a pool that is out of both gets room for the metadata of its new data blocks.
@@ -171,19 +190,19 @@ pub(super) fn resize(manager: &PoolManager, request: &ResizePoolRequest) -> Resu
     if request.size_bytes == 0 && request.metadata_bytes == 0 {
         return Err(Failed::new(FailureKind::Usage, format!("{}: no size is given", attempt())));
     }
-    let pool = manager.open(&request.pool)?;
+    let pool = manager.open_embedded(&request.pool, "resize")?;
     if request.metadata_bytes > 0 {
         pool.grow_metadata(request.metadata_bytes).map_err(while_doing(attempt))?;
     }
     if request.size_bytes > 0 {
         pool.grow(request.size_bytes).map_err(while_doing(attempt))?;
     }
-    info(&pool)
+    Ok(info::embedded(&pool))
 }
 
 /// Removes the pool and its name. A name whose pool is gone is only taken off the list.
 pub(super) fn remove(manager: &PoolManager, spec: &str) -> Result<(), Failed> {
-    let dir = manager.dir_of(spec)?;
+    let dir = manager.dir_of(spec, "remove")?;
     let removed = manager.remove(spec, &dir);
     let registered = matches!(PoolSpec::parse(spec)?, PoolSpec::Name(_));
     match removed {
@@ -199,7 +218,7 @@ pub(super) fn remove(manager: &PoolManager, spec: &str) -> Result<(), Failed> {
 pub(super) fn message(manager: &PoolManager, spec: &str, words: &[String]) -> Result<(), Failed> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let attempt = || format!("message `{}` to pool {spec}", words.join(" "));
-    manager.open(spec)?.message(&words).map_err(while_doing(attempt))
+    manager.open_embedded(spec, "send a message to")?.message(&words).map_err(while_doing(attempt))
 }
 
 /// Checks the metadata of a pool, or what a file or device holds.
@@ -216,7 +235,7 @@ pub(super) fn check(manager: &PoolManager, source: Option<Source>) -> Result<Che
 
 /// A pool that is not open stays closed: opening it may write.
 fn check_pool(manager: &PoolManager, spec: &str) -> Result<CheckPoolResponse, Failed> {
-    let dir = manager.dir_of(spec)?;
+    let dir = manager.dir_of(spec, "check")?;
     if let Some(pool) = manager.opened(&dir) {
         return check_open(spec, &pool).map(answer);
     }

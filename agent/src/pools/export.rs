@@ -1,7 +1,5 @@
 //! A volume's content as extents, only where it is mapped or lies over an external origin.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use thinbak_proto::{
     Failed, MAX_PAYLOAD_LEN,
@@ -10,7 +8,7 @@ use thinbak_proto::{
 use tokio::sync::mpsc;
 use tonic::Status;
 
-use super::{PoolManager, failure::while_doing};
+use super::{PoolManager, failure::during};
 use crate::volume::{MappedRange, PoolVolume};
 
 type Sender = mpsc::Sender<Result<ExportResponse, Status>>;
@@ -29,7 +27,7 @@ fn send(manager: &PoolManager, request: &ExportRequest, sender: &Sender) -> Resu
         snapshot => pool.snapshot(&request.volume, snapshot),
     };
     let attempt = || format!("export from pool {}", request.pool);
-    let volume = PoolVolume::new(Arc::clone(&pool), found.map_err(while_doing(attempt))?);
+    let volume = PoolVolume::open(pool, found.map_err(during(attempt))?).map_err(during(attempt))?;
     let size_bytes = volume.size_bytes();
     let job = manager.jobs().start("export", &format!("{}/{}", request.pool, volume.volume().name));
     let send = |message| sender.blocking_send(Ok(ExportResponse { message: Some(message) })).is_ok();

@@ -31,6 +31,11 @@ pub(super) fn while_doing(attempt: impl FnOnce() -> String) -> impl FnOnce(Embed
     }
 }
 
+/// A failure with what was attempted in front.
+pub(super) fn during(attempt: impl FnOnce() -> String) -> impl FnOnce(Failed) -> Failed {
+    move |failed| Failed { message: format!("{}: {}", attempt(), failed.message), ..failed }
+}
+
 /// Of an operation on the pool itself.
 pub(super) fn of_pool(attempt: &'static str) -> impl FnOnce(PoolError) -> Failed {
     move |source| failed(EmbeddedError::Pool { attempt, source })

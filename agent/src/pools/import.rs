@@ -5,10 +5,7 @@
 
 use std::sync::Arc;
 
-use thinbak_engine::{
-    VirtualBlock,
-    embedded::{EmbeddedPool, Volume, check_volume_name},
-};
+use thinbak_engine::{Volume, embedded::check_volume_name};
 use thinbak_proto::{
     Failed, FailureKind, MAX_PAYLOAD_LEN,
     v1::{Extent, ImportRequest, ImportTarget, VolumeInfo, extent::Content, import_request::Message},
@@ -16,11 +13,7 @@ use thinbak_proto::{
 use tokio::sync::mpsc;
 use tonic::Streaming;
 
-use super::{
-    PoolManager, VolumeLock, blocking,
-    failure::{of_pool, while_doing},
-    volumes,
-};
+use super::{PoolManager, ThinPool, VolumeLock, blocking, failure::during, volumes};
 use crate::volume::PoolVolume;
 
 /// Extents that may wait for the pool.
@@ -85,12 +78,12 @@ fn write(
         tracing::warn!(device = %import.head.device, %error, "a private head is left until the pool is opened again");
     }
     let volume = outcome?;
-    volumes::info(&import.pool, &volume)
+    volumes::info(import.pool.as_ref(), &volume)
 }
 
 struct Import {
     name: String,
-    pool: Arc<EmbeddedPool>,
+    pool: Arc<dyn ThinPool>,
     head: Volume,
     /// The head as a sink writes it.
     target: PoolVolume,
@@ -108,14 +101,13 @@ impl Import {
         let lock = manager.lock_volume(pool.uuid(), &target.volume)?;
         let existing = match pool.volume(&target.volume) {
             Ok(volume) => Some(volume),
-            Err(error) => match while_doing(attempt)(error) {
-                failed if failed.kind == FailureKind::NotFound => None,
-                failed => return Err(failed),
-            },
+            Err(failed) if failed.kind == FailureKind::NotFound => None,
+            Err(failed) => return Err(during(attempt)(failed)),
         };
         let size_bytes = match &existing {
             Some(volume) => {
-                refuse_content(&pool, volume, &name)?;
+                pool.check_replaceable().map_err(during(attempt))?;
+                refuse_content(pool.as_ref(), volume, &name)?;
                 if target.size_bytes > volume.size_bytes {
                     return Err(too_large(&name, volume.size_bytes));
                 }
@@ -134,8 +126,8 @@ impl Import {
                 target.size_bytes.checked_next_multiple_of(SECTOR_BYTES).unwrap_or(target.size_bytes)
             }
         };
-        let head = pool.create_head(size_bytes, None).map_err(while_doing(attempt))?;
-        let target = PoolVolume::new(Arc::clone(&pool), head.clone());
+        let head = pool.create_head(size_bytes, None).map_err(during(attempt))?;
+        let target = PoolVolume::open(Arc::clone(&pool), head.clone()).map_err(during(attempt))?;
         Ok(Self { name, pool, head, target, replaces: existing.is_some(), next: 0, _lock: lock })
     }
 
@@ -196,16 +188,12 @@ impl Import {
         } else {
             self.pool.publish_head(&self.head, volume, &[])
         };
-        published.map_err(while_doing(|| format!("import into {}", self.name)))
+        published.map_err(during(|| format!("import into {}", self.name)))
     }
 }
 
-fn refuse_content(pool: &EmbeddedPool, volume: &Volume, name: &str) -> Result<(), Failed> {
-    let mapped = pool
-        .pool()
-        .mapped_runs(volume.device, VirtualBlock(0), VirtualBlock(u64::MAX), 1)
-        .map_err(of_pool("the volume's mappings could not be read"))?;
-    if mapped.is_empty() && volume.origin.is_none() {
+fn refuse_content(pool: &dyn ThinPool, volume: &Volume, name: &str) -> Result<(), Failed> {
+    if pool.mapped_bytes(volume)? == 0 && volume.origin.is_none() {
         return Ok(());
     }
     Err(Failed::new(FailureKind::Refused, format!("import into {name}: the volume is not empty"))

@@ -5,7 +5,7 @@ use thinbak_engine::{
     embedded::{EmbeddedPool, Kind},
     format::{BLOCK_BYTES, MAX_METADATA_BLOCKS, WARN_METADATA_BYTES},
 };
-use thinbak_proto::{Failed, v1::PoolInfo};
+use thinbak_proto::v1::PoolInfo;
 
 use super::{PoolManager, settings};
 
@@ -15,7 +15,7 @@ pub(crate) fn open_pool_infos(manager: &PoolManager) -> Vec<PoolInfo> {
         .open_pools()
         .iter()
         .map(|pool| {
-            info(pool).unwrap_or_else(|failed| PoolInfo {
+            pool.info().unwrap_or_else(|failed| PoolInfo {
                 name: pool.name().to_owned(),
                 error: failed.message,
                 ..PoolInfo::default()
@@ -26,14 +26,15 @@ pub(crate) fn open_pool_infos(manager: &PoolManager) -> Vec<PoolInfo> {
     infos
 }
 
-pub(super) fn info(pool: &EmbeddedPool) -> Result<PoolInfo, Failed> {
+/// Of a pool that the engine runs.
+pub(super) fn embedded(pool: &EmbeddedPool) -> PoolInfo {
     let status = pool.pool().status();
     let table = pool.table();
     let sectors = status.data_total.saturating_mul(pool.pool().block_size().sectors().into());
     let volumes = pool.volumes();
     let count =
         |wanted: fn(&Kind) -> bool| volumes.iter().filter(|volume| wanted(&volume.kind)).count() as u64;
-    Ok(PoolInfo {
+    PoolInfo {
         name: pool.name().to_owned(),
         kind: "dir".to_owned(),
         place: pool.dir().display().to_string(),
@@ -55,7 +56,7 @@ pub(super) fn info(pool: &EmbeddedPool) -> Result<PoolInfo, Failed> {
         table_line: table_line(pool, sectors),
         needs_check: status.needs_check,
         warnings: warnings(pool),
-    })
+    }
 }
 
 /// `0 SECTORS thin-pool METADATA DATA BLOCK LOW_WATER #FEATURES FEATURES`, as the kernel has it, but that the devices are

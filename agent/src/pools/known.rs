@@ -41,6 +41,11 @@ impl KnownPools {
         Self { state_dir }
     }
 
+    /// Where all that is known of pools is kept.
+    pub(super) fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
     /// Where pools go that are made without a place.
     pub(super) fn default_dir(&self, name: &str) -> PathBuf {
         self.state_dir.join("pools").join(name)

@@ -12,7 +12,9 @@ use thinbak_proto::{Failed, FailureKind};
 use uuid::Uuid;
 
 use super::{
+    ThinPool,
     failure::{hint_at_agent, while_doing},
+    kernel::KernelPool,
     known::KnownPools,
     place::PoolSpec,
     running::{JobTable, VolumeLock, VolumeLocks},
@@ -25,6 +27,8 @@ pub struct PoolManager {
     pub(super) known: KnownPools,
     /// By directory. The lock is held while a pool is opened or removed, so that neither happens twice.
     open: Mutex<HashMap<PathBuf, Arc<EmbeddedPool>>>,
+    /// By name of the device; the lock is held as that of the others.
+    mapped: Mutex<HashMap<String, Arc<KernelPool>>>,
     locks: VolumeLocks,
     jobs: JobTable,
     /// By pool: who may reserve its one metadata snapshot.
@@ -38,6 +42,7 @@ impl PoolManager {
         Arc::new(Self {
             known: KnownPools::new(state_dir.into()),
             open: Mutex::default(),
+            mapped: Mutex::default(),
             locks: VolumeLocks::default(),
             jobs: JobTable::default(),
             leases: Mutex::default(),
@@ -45,8 +50,16 @@ impl PoolManager {
     }
 
     /// The pool called `spec`, or at the place `dir:/path`; opened if it is not.
-    pub fn open(&self, spec: &str) -> Result<Arc<EmbeddedPool>, Failed> {
-        let dir = self.dir_of(spec)?;
+    pub fn open(&self, spec: &str) -> Result<Arc<dyn ThinPool>, Failed> {
+        match PoolSpec::parse(spec)? {
+            PoolSpec::Mapper(name) => Ok(self.open_mapped(&name)?),
+            PoolSpec::Dir(_) | PoolSpec::Name(_) => Ok(self.open_embedded(spec, "open")?),
+        }
+    }
+
+    /// The same of a pool of the engine's, for what only those can do: `verb` says what.
+    pub(super) fn open_embedded(&self, spec: &str, verb: &str) -> Result<Arc<EmbeddedPool>, Failed> {
+        let dir = self.dir_of(spec, verb)?;
         self.open_dir(spec, &dir)
     }
 
@@ -72,13 +85,33 @@ impl PoolManager {
     pub fn close(&self) {
         let pools = std::mem::take(&mut *self.open.lock());
         drop(pools);
+        let pools = std::mem::take(&mut *self.mapped.lock());
+        drop(pools);
+    }
+
+    fn open_mapped(&self, name: &str) -> Result<Arc<KernelPool>, Failed> {
+        let mut open = self.mapped.lock();
+        if let Some(pool) = open.get(name).filter(|pool| pool.is_current()) {
+            return Ok(Arc::clone(pool));
+        }
+        // Its lock must be free before it can be taken again.
+        open.remove(name);
+        let pool = Arc::new(KernelPool::open(name, self.known.state_dir()).map_err(hint_at_agent)?);
+        open.insert(name.to_owned(), Arc::clone(&pool));
+        Ok(pool)
     }
 
     /// The directory that `spec` stands for.
-    pub(super) fn dir_of(&self, spec: &str) -> Result<PathBuf, Failed> {
+    pub(super) fn dir_of(&self, spec: &str, verb: &str) -> Result<PathBuf, Failed> {
         match PoolSpec::parse(spec)? {
             PoolSpec::Dir(dir) => Ok(dir),
             PoolSpec::Name(name) => self.known.dir_of(&name),
+            PoolSpec::Mapper(name) => {
+                let message =
+                    format!("{verb} pool {spec}: it is the kernel's, made and changed with dmsetup");
+                Err(Failed::new(FailureKind::Usage, message)
+                    .with_hint(format!("as in: dmsetup table {name}; thinbak pool status {spec}")))
+            }
         }
     }
 
@@ -141,8 +174,15 @@ impl PoolManager {
     }
 
     /// Those that are open.
-    pub(super) fn open_pools(&self) -> Vec<Arc<EmbeddedPool>> {
-        self.open.lock().values().map(Arc::clone).collect()
+    pub(super) fn open_pools(&self) -> Vec<Arc<dyn ThinPool>> {
+        let mut pools: Vec<Arc<dyn ThinPool>> = Vec::new();
+        for pool in self.open.lock().values() {
+            pools.push(Arc::<EmbeddedPool>::clone(pool));
+        }
+        for pool in self.mapped.lock().values() {
+            pools.push(Arc::<KernelPool>::clone(pool));
+        }
+        pools
     }
 
     /// Removes a pool that nobody uses.

@@ -11,6 +11,8 @@ pub(super) enum PoolSpec {
     Name(String),
     /// An embedded pool in a directory.
     Dir(PathBuf),
+    /// A thin pool of the device-mapper, by the name of its device.
+    Mapper(String),
 }
 
 impl PoolSpec {
@@ -25,7 +27,11 @@ impl PoolSpec {
             Some(("dir", _)) => {
                 Err(usage(format!("{text}: the path of an embedded pool must be absolute, as in dir:/path")))
             }
-            Some((kind @ ("dm" | "lvm"), _)) => {
+            Some(("dm", name)) => {
+                check_name(name)?;
+                Ok(Self::Mapper(name.to_owned()))
+            }
+            Some((kind @ "lvm", _)) => {
                 Err(usage(format!("{text}: {kind} pools are not supported by this version")))
             }
             Some((kind, _)) => Err(usage(format!("{text}: there is no kind of pool called `{kind}`"))
@@ -52,12 +58,14 @@ mod tests {
     fn a_name_and_a_directory_are_told_apart() {
         assert_eq!(PoolSpec::parse("fast").unwrap(), PoolSpec::Name("fast".to_owned()));
         assert_eq!(PoolSpec::parse("dir:/srv/p:1").unwrap(), PoolSpec::Dir(PathBuf::from("/srv/p:1")));
+        assert_eq!(PoolSpec::parse("dm:pool").unwrap(), PoolSpec::Mapper("pool".to_owned()));
     }
 
     #[test]
     fn what_is_not_served_is_a_usage_error_that_says_so() {
         for (spec, says) in [
-            ("dm:vg-pool", "dm pools are not supported by this version"),
+            ("dm:", "cannot be the name"),
+            ("dm:a/b", "cannot be the name"),
             ("lvm:vg/pool", "lvm pools are not supported by this version"),
             ("zfs:tank", "no kind of pool called `zfs`"),
             ("dir:relative", "must be absolute"),

@@ -8,7 +8,7 @@ use thinbak_proto::{
     v1::{PoolDiscards, PoolInfo, PoolSettings, SetPoolRequest},
 };
 
-use super::{PoolManager, failure::while_doing, info::info};
+use super::{PoolManager, failure::while_doing, info};
 
 /// Changes what is given, live. Whether discards are ignored changes by opening the pool again, which nothing else may use
 /// then.
@@ -18,7 +18,7 @@ pub(super) fn set(manager: &PoolManager, request: &SetPoolRequest) -> Result<Poo
     if settings == PoolSettings::default() {
         return Err(Failed::new(FailureKind::Usage, format!("{}: nothing to set is given", attempt())));
     }
-    let pool = manager.open(&request.pool)?;
+    let pool = manager.open_embedded(&request.pool, "set")?;
     let table = changed(pool.table(), settings, pool.pool().block_size());
     let pool = if table.features.ignore_discard == pool.table().features.ignore_discard {
         pool.set_table(table).map_err(while_doing(attempt))?;
@@ -28,7 +28,7 @@ pub(super) fn set(manager: &PoolManager, request: &SetPoolRequest) -> Result<Poo
         drop(pool);
         manager.reopen(&request.pool, &dir, table)?
     };
-    info(&pool)
+    Ok(info::embedded(&pool))
 }
 
 /// The table of a new pool.

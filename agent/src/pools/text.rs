@@ -7,7 +7,6 @@ use thinbak_engine::{
     BlockDevice, DeviceId, FileDevice,
     delta::{DeltaOptions, delta_json, delta_xml},
     dump::{TextError, dump_json, dump_xml},
-    embedded::EmbeddedPool,
     metadata_view::{MetadataView, Roots},
 };
 use thinbak_proto::{
@@ -18,8 +17,8 @@ use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::{
-    PoolManager,
-    failure::{failed, of_text, of_view},
+    Frozen, PoolManager, ThinPool,
+    failure::{of_text, of_view},
 };
 
 type Sender = mpsc::Sender<Result<TextChunk, Status>>;
@@ -37,44 +36,47 @@ pub(super) fn delta(manager: &PoolManager, request: &DeltaRequest, sender: Sende
 }
 
 fn dump_to(manager: &PoolManager, request: &DumpRequest, sender: &Sender) -> Result<(), Failed> {
-    let (view, _pool) = view(manager, request.source.as_ref())?;
+    let (frozen, _pool) = view(manager, request.source.as_ref())?;
+    let view = &frozen.view;
     let device = request.device_id.map(device_id).transpose()?;
     send_text(sender, |out| match request.format() {
-        TextFormat::Xml => dump_xml(&view, device, out),
-        TextFormat::Json => dump_json(&view, device, out),
+        TextFormat::Xml => dump_xml(view, device, out),
+        TextFormat::Json => dump_json(view, device, out),
     })
 }
 
 fn delta_to(manager: &PoolManager, request: &DeltaRequest, sender: &Sender) -> Result<(), Failed> {
-    let (view, pool) = view(manager, request.source.as_ref())?;
+    let (frozen, pool) = view(manager, request.source.as_ref())?;
+    let view = &frozen.view;
     let from = device_called(pool.as_deref(), &request.from)?;
     let to = device_called(pool.as_deref(), &request.to)?;
     let options = DeltaOptions { data_blocks: request.verbose, changes_only: request.changes_only };
     send_text(sender, |out| match request.format() {
-        TextFormat::Xml => delta_xml(&view, from, to, options, out),
-        TextFormat::Json => delta_json(&view, from, to, options, out),
+        TextFormat::Xml => delta_xml(view, from, to, options, out),
+        TextFormat::Json => delta_json(view, from, to, options, out),
     })
 }
 
-/// The metadata asked for. Of a pool the last commit is shown, after one.
+/// The metadata asked for.
 fn view(
     manager: &PoolManager,
     source: Option<&MetadataSource>,
-) -> Result<(MetadataView, Option<Arc<EmbeddedPool>>), Failed> {
+) -> Result<(Frozen, Option<Arc<dyn ThinPool>>), Failed> {
     let roots = match source {
         Some(MetadataSource { metadata_snap: true, .. }) => Roots::MetadataSnap,
         _ => Roots::Live,
     };
-    let (device, pool): (Arc<dyn BlockDevice>, _) = match source.and_then(|source| source.source.as_ref()) {
+    match source.and_then(|source| source.source.as_ref()) {
         Some(Source::Pool(spec)) => {
             let pool = manager.open(spec)?;
-            pool.flush().map_err(failed)?;
-            (Arc::clone(pool.pool().metadata_device()), Some(pool))
+            Ok((pool.view(roots)?, Some(pool)))
         }
-        Some(Source::MetadataPath(path)) => (Arc::new(open_file(Path::new(path))?), None),
-        None => return Err(Failed::new(FailureKind::Usage, "no pool or metadata is named")),
-    };
-    Ok((MetadataView::open(device, roots).map_err(of_view)?, pool))
+        Some(Source::MetadataPath(path)) => {
+            let device: Arc<dyn BlockDevice> = Arc::new(open_file(Path::new(path))?);
+            Ok((Frozen::unheld(MetadataView::open(device, roots).map_err(of_view)?), None))
+        }
+        None => Err(Failed::new(FailureKind::Usage, "no pool or metadata is named")),
+    }
 }
 
 pub(super) fn open_file(path: &Path) -> Result<FileDevice, Failed> {
@@ -99,7 +101,7 @@ fn device_id(id: u64) -> Result<DeviceId, Failed> {
 }
 
 /// A device id (`7` or `#7`), VOLUME or VOLUME@SNAP; a `POOL/` in front is taken off.
-fn device_called(pool: Option<&EmbeddedPool>, name: &str) -> Result<DeviceId, Failed> {
+fn device_called(pool: Option<&dyn ThinPool>, name: &str) -> Result<DeviceId, Failed> {
     if let Ok(id) = name.strip_prefix('#').unwrap_or(name).parse() {
         return device_id(id);
     }
@@ -114,7 +116,7 @@ fn device_called(pool: Option<&EmbeddedPool>, name: &str) -> Result<DeviceId, Fa
         Some((volume, snapshot)) => pool.snapshot(volume, snapshot),
         None => pool.volume(name),
     };
-    Ok(volume.map_err(failed)?.device)
+    Ok(volume?.device)
 }
 
 fn send_text(

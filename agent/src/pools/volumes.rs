@@ -1,8 +1,8 @@
 //! Volumes and snapshots of a pool.
 
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::path::Path;
 
-use thinbak_engine::embedded::{EmbeddedPool, Kind, Volume};
+use thinbak_engine::embedded::{Kind, Volume};
 use thinbak_proto::{
     Failed, FailureKind,
     v1::{
@@ -11,20 +11,14 @@ use thinbak_proto::{
     },
 };
 
-use super::{
-    PoolManager,
-    failure::{failed, of_pool, while_doing},
-};
+use super::{PoolManager, ThinPool, failure::during};
 
 pub(super) fn create(manager: &PoolManager, request: &CreateVolumeRequest) -> Result<VolumeInfo, Failed> {
     let pool = manager.open(&request.pool)?;
     let attempt = || format!("create volume {}/{}", request.pool, request.volume);
-    let made = match request.external_origin.as_str() {
-        "" => pool.create_volume(&request.volume, request.size_bytes),
-        origin => pool.create_volume_over(&request.volume, request.size_bytes, Path::new(origin)),
-    };
-    let volume = made.map_err(while_doing(attempt))?;
-    info(&pool, &volume)
+    let origin = Some(request.external_origin.as_str()).filter(|origin| !origin.is_empty()).map(Path::new);
+    let made = pool.create_volume(&request.volume, request.size_bytes, origin);
+    info(pool.as_ref(), &made.map_err(during(attempt))?)
 }
 
 pub(super) fn snapshot(
@@ -51,27 +45,15 @@ pub(super) fn snapshot(
         .iter()
         .map(|snapshot| (snapshot.volume.as_str(), snapshot.snapshot.as_str()))
         .collect();
-    let taken =
-        pool.take_snapshots(&names).map_err(while_doing(|| format!("snapshot in pool {}", first.pool)))?;
-    taken.iter().map(|volume| info(&pool, volume)).collect()
+    let taken = pool.take_snapshots(&names).map_err(during(|| format!("snapshot in pool {}", first.pool)))?;
+    taken.iter().map(|volume| info(pool.as_ref(), volume)).collect()
 }
 
 /// Volumes each with its snapshots; private devices of running jobs are left out.
 pub(super) fn list(manager: &PoolManager, spec: &str) -> Result<Vec<VolumeInfo>, Failed> {
-    let pool = manager.open(spec)?;
-    let mut volumes = pool.volumes();
-    volumes.retain(|volume| !volume.kind.is_private());
-    volumes.extend(pool.unknown_devices().map_err(failed)?);
-    volumes.sort_by(|left, right| order(left).cmp(&order(right)));
-    let devices = pool.pool().devices().map_err(of_pool("the devices could not be listed"))?;
-    let mapped: HashMap<_, _> =
-        devices.into_iter().map(|device| (device.id, device.details.mapped_blocks)).collect();
-    let block_bytes = pool.pool().block_size().bytes();
-    let infos = volumes.iter().map(|volume| {
-        let blocks = mapped.get(&volume.device).copied().unwrap_or_default();
-        to_wire(volume, blocks.saturating_mul(block_bytes))
-    });
-    Ok(infos.collect())
+    let mut volumes = manager.open(spec)?.list()?;
+    volumes.sort_by(|(left, _), (right, _)| order(left).cmp(&order(right)));
+    Ok(volumes.iter().map(|(volume, mapped_bytes)| to_wire(volume, *mapped_bytes)).collect())
 }
 
 fn order(volume: &Volume) -> (bool, &str, u64, u32) {
@@ -85,8 +67,8 @@ pub(super) fn resize(manager: &PoolManager, request: &ResizeVolumeRequest) -> Re
     let pool = manager.open(&request.pool)?;
     let _lock = manager.lock_volume(pool.uuid(), &request.volume)?;
     let attempt = || format!("resize volume {}/{}", request.pool, request.volume);
-    let volume = pool.resize_volume(&request.volume, request.size_bytes).map_err(while_doing(attempt))?;
-    info(&pool, &volume)
+    let volume = pool.resize_volume(&request.volume, request.size_bytes).map_err(during(attempt))?;
+    info(pool.as_ref(), &volume)
 }
 
 /// Tells what it removed.
@@ -99,21 +81,16 @@ pub(super) fn remove(manager: &PoolManager, request: &RemoveVolumeRequest) -> Re
     } else {
         (pool.snapshot(volume, snapshot), format!("remove snapshot {}/{volume}@{snapshot}", request.pool))
     };
-    let present = present.map_err(while_doing(|| attempt.clone()))?;
-    let removed = info(&pool, &present)?;
-    let outcome = if snapshot.is_empty() {
-        pool.remove_volume(volume).map(|_| ())
-    } else {
-        pool.remove_snapshot(volume, snapshot).map(|_| ())
-    };
-    outcome.map_err(while_doing(|| attempt))?;
+    let present = present.map_err(during(|| attempt.clone()))?;
+    let removed = info(pool.as_ref(), &present)?;
+    let outcome =
+        if snapshot.is_empty() { pool.remove_volume(volume) } else { pool.remove_snapshot(volume, snapshot) };
+    outcome.map_err(during(|| attempt))?;
     Ok(removed)
 }
 
-pub(super) fn info(pool: &Arc<EmbeddedPool>, volume: &Volume) -> Result<VolumeInfo, Failed> {
-    let device = pool.pool().device(volume.device).map_err(of_pool("the device could not be looked up"))?;
-    let blocks = device.map_or(0, |device| device.details.mapped_blocks);
-    Ok(to_wire(volume, blocks.saturating_mul(pool.pool().block_size().bytes())))
+pub(super) fn info(pool: &dyn ThinPool, volume: &Volume) -> Result<VolumeInfo, Failed> {
+    Ok(to_wire(volume, pool.mapped_bytes(volume)?))
 }
 
 fn to_wire(volume: &Volume, mapped_bytes: u64) -> VolumeInfo {

@@ -46,7 +46,7 @@ echo "done yes"
 "#;
 
 /// A disk with the programs, stripped, the libraries that they need, and the content to back up.
-fn tools_disk(scratch: &Scratch, programs: &[Program], content: &[u8]) -> Result<PathBuf> {
+pub(crate) fn tools_disk(scratch: &Scratch, programs: &[Program], content: &[u8]) -> Result<PathBuf> {
     let folder = scratch.join("tools");
     fs::create_dir(&folder)?;
     for program in programs {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use thinbak_engine::{EmbeddedPool, Volume};
+use thinbak_engine::Volume;
 use thinbak_proto::{
     Failed,
     v1::{Generation, JobSummary, PoolVolume as VolumeRef},
@@ -11,10 +11,10 @@ use thinbak_proto::{
 use super::{
     super::events::blocking,
     Done, Restore,
-    heads::{forget_beyond, give_up, open},
+    heads::{give_up, open},
 };
 use crate::{
-    pools::{self, PoolManager},
+    pools::{PoolManager, ThinPool},
     sink::VolumeSink,
     stream::Progress,
     volume::PoolVolume,
@@ -33,9 +33,10 @@ impl Restore<'_> {
         let lock = manager.lock_volume(pool.uuid(), &target.volume)?;
         let (engine, name, size) = (Arc::clone(&pool), target.volume.clone(), generation.size_bytes);
         let head = blocking(move || {
-            let volume = engine.volume(&name).map_err(pools::failed)?;
-            let head = engine.create_head(size, Some(volume.device)).map_err(pools::failed)?;
-            forget_beyond(&engine, &head).inspect_err(|_| give_up(&engine, &head))?;
+            engine.check_replaceable()?;
+            let volume = engine.volume(&name)?;
+            let head = engine.create_head(size, Some(volume.device))?;
+            engine.forget_beyond(&head).inspect_err(|_| give_up(engine.as_ref(), &head))?;
             Ok(head)
         })
         .await?;
@@ -43,10 +44,10 @@ impl Restore<'_> {
         let name = target.volume.clone();
         let done = blocking(move || {
             let done = written.and_then(|done| {
-                pool.replace_volume(&name, &head).map_err(pools::failed)?;
+                pool.replace_volume(&name, &head)?;
                 Ok(done)
             });
-            done.inspect_err(|_| give_up(&pool, &head))
+            done.inspect_err(|_| give_up(pool.as_ref(), &head))
         })
         .await?;
         drop(lock);
@@ -56,10 +57,11 @@ impl Restore<'_> {
     async fn write_difference(
         &self,
         generation: &Generation,
-        pool: &Arc<EmbeddedPool>,
+        pool: &Arc<dyn ThinPool>,
         head: &Volume,
     ) -> Result<Done, Failed> {
-        let volume = PoolVolume::new(Arc::clone(pool), head.clone());
+        let (pool, head) = (Arc::clone(pool), head.clone());
+        let volume = blocking(move || PoolVolume::open(pool, head)).await?;
         let source = self.source(None, generation, Some(volume.clone()))?;
         let sink = VolumeSink::dirty(volume.clone());
         let done = self.transfer(generation, source, sink, &Progress::default()).await?;

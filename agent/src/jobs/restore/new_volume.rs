@@ -7,7 +7,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use thinbak_engine::{EmbeddedPool, Volume};
+use thinbak_engine::Volume;
 use thinbak_proto::{
     Failed,
     v1::{Generation, JobSummary, PoolVolume as VolumeRef},
@@ -16,10 +16,10 @@ use thinbak_proto::{
 use super::{
     super::events::blocking,
     Restore,
-    heads::{check_new_name, forget_beyond, give_up, open},
+    heads::{check_new_name, give_up, open},
 };
 use crate::{
-    pools::{self, PoolManager},
+    pools::{PoolManager, ThinPool},
     sink::VolumeSink,
     stream::Progress,
     volume::PoolVolume,
@@ -27,7 +27,7 @@ use crate::{
 
 /// What is written, nobody else's business yet.
 struct Draft {
-    pool: Arc<EmbeddedPool>,
+    pool: Arc<dyn ThinPool>,
     /// Where the volume will be.
     place: String,
     head: Volume,
@@ -46,8 +46,8 @@ impl Restore<'_> {
         let size = self.held.generations().first().map_or(0, |first| first.size_bytes);
         let (engine, name) = (Arc::clone(&pool), target.volume.clone());
         let head = blocking(move || {
-            check_new_name(&engine, &name)?;
-            engine.create_head(size, None).map_err(pools::failed)
+            check_new_name(engine.as_ref(), &name)?;
+            engine.create_head(size, None)
         })
         .await?;
         let place = format!("{}/{}", target.pool, target.volume);
@@ -57,11 +57,15 @@ impl Restore<'_> {
         let done = blocking(move || {
             let Draft { pool, head, moments, .. } = &draft;
             let published = written.and_then(|summaries| {
-                pool.publish_head(head, &name, moments).map_err(pools::failed)?;
+                pool.publish_head(head, &name, moments)?;
                 Ok(summaries)
             });
             if published.is_err() {
-                moments.iter().map(|(moment, _)| moment).chain([head]).for_each(|one| give_up(pool, one));
+                moments
+                    .iter()
+                    .map(|(moment, _)| moment)
+                    .chain([head])
+                    .for_each(|one| give_up(pool.as_ref(), one));
             }
             published
         })
@@ -80,7 +84,8 @@ impl Restore<'_> {
             if let Some(base) = base {
                 draft.go_on(base, generation).await?;
             }
-            let volume = PoolVolume::new(Arc::clone(&draft.pool), draft.head.clone());
+            let (pool, head) = (Arc::clone(&draft.pool), draft.head.clone());
+            let volume = blocking(move || PoolVolume::open(pool, head)).await?;
             let source = self.source(base, generation, None)?;
             let sink = if base.is_some() { VolumeSink::dirty } else { VolumeSink::clean };
             let progress = Progress::new(expected_bytes(base, generation));
@@ -109,15 +114,15 @@ impl Draft {
     async fn go_on(&mut self, base: &Generation, next: &Generation) -> Result<(), Failed> {
         let (pool, mut head, size) = (Arc::clone(&self.pool), self.head.clone(), next.size_bytes);
         let (head, moment) = blocking(move || {
-            let moment = pool.snapshot_head(&head).map_err(pools::failed)?;
+            let moment = pool.snapshot_head(&head)?;
             let changed = (|| {
                 let shorter = size < head.size_bytes;
                 if size != head.size_bytes {
-                    head = pool.resize_head(&head, size).map_err(pools::failed)?;
+                    head = pool.resize_head(&head, size)?;
                 }
-                if shorter { forget_beyond(&pool, &head) } else { Ok(()) }
+                if shorter { pool.forget_beyond(&head) } else { Ok(()) }
             })();
-            changed.inspect_err(|_| give_up(&pool, &moment))?;
+            changed.inspect_err(|_| give_up(pool.as_ref(), &moment))?;
             Ok((head, moment))
         })
         .await?;

@@ -1,0 +1,197 @@
+//! Making and deleting thin devices.
+//!
+//! The origin of a snapshot must be suspended while it is taken, if it is active (`thin-provisioning.rst` of the kernel). All
+//! origins of one call are suspended together, so that their snapshots are of one moment. While one is, nothing of ours is
+//! started or read from a file, the memory is locked, and a second process resumes it if this one dies ([`Watchdog`]).
+
+use rand::Rng as _;
+use rustix::io::Errno;
+use thinbak_engine::{DeviceId, MetadataBlock, PoolMode, Volume, format::Superblock};
+use thinbak_proto::{Failed, FailureKind};
+use uuid::Uuid;
+
+use super::{
+    Inner,
+    book::{Entry, Role},
+    mapper::MapperError,
+    watchdog::Watchdog,
+};
+use crate::pools::{failure::of_view, running::now_ms};
+
+/// Ids of ours are drawn from the upper half: others count from 0.
+const FIRST_ID: u32 = 1 << 23;
+/// Snapshots are refused when the pool's clock has passed this: the format's end is at twice as many.
+const CLOCK_LIMIT: u64 = 1 << 23;
+/// From here on every snapshot is accompanied by a warning.
+const CLOCK_WARNING: u64 = 1 << 22;
+
+/// A snapshot to take: of what, and the private entry that it has until it is taken.
+pub(super) struct Wanted {
+    pub(super) origin: DeviceId,
+    pub(super) entry: Entry,
+}
+
+impl Inner {
+    /// A new entry, not in the registry yet.
+    pub(super) fn new_entry(&self, size_bytes: u64, role: Role, not_before: u32) -> Result<Entry, Failed> {
+        let book = self.book.lock();
+        let mut random = rand::rng();
+        // Few ids of so many are taken.
+        for _ in 0..1000 {
+            let id = random.random_range(FIRST_ID..=DeviceId::MAX);
+            let device = DeviceId::new(id.into()).map_err(|_| self.no_ids())?;
+            if book.contents().by_device(device).is_none() {
+                let (uuid, created_at_ms) = (Uuid::new_v4(), now_ms());
+                return Ok(Entry { device, uuid, size_bytes, created_at_ms, role, not_before, born: None });
+            }
+        }
+        Err(self.no_ids())
+    }
+
+    pub(super) fn no_ids(&self) -> Failed {
+        Failed::new(FailureKind::Failed, format!("pool {} has no device ids left", self.name))
+    }
+
+    /// The pool's snapshot clock, when as many snapshots may still be taken.
+    pub(super) fn clock(&self, snapshots: usize) -> Result<u32, Failed> {
+        let live = Superblock::read(self.metadata.as_ref(), MetadataBlock::new(0));
+        let time = live.map_err(|error| of_view(error.into()))?.time;
+        if u64::from(time).saturating_add(snapshots as u64) > CLOCK_LIMIT {
+            let message = format!("pool {} has counted {time} snapshots of at most {CLOCK_LIMIT}", self.name);
+            return Err(
+                Failed::new(FailureKind::Refused, message).with_hint("migrate its volumes to a new pool")
+            );
+        }
+        if u64::from(time) > CLOCK_WARNING {
+            tracing::warn!(time, limit = CLOCK_LIMIT, "the pool's snapshot clock is getting near its end");
+        }
+        Ok(time)
+    }
+
+    /// Takes snapshots of one moment. Their entries are transient: what a crash leaves of them goes at the next open.
+    pub(super) fn take(&self, wanted: &[Wanted]) -> Result<Vec<Volume>, Failed> {
+        if self.writable_status()?.mode != PoolMode::Write {
+            let message = format!("pool {} has no free data blocks: writes may be waiting in it", self.name);
+            return Err(Failed::new(FailureKind::Failed, message).with_hint("make room in the pool first"));
+        }
+        let suspended = self.to_suspend(wanted)?;
+        self.book.lock().change(|book| {
+            wanted.iter().for_each(|one| book.put(one.entry.clone()));
+            Ok(())
+        })?;
+        let mut made = Vec::with_capacity(wanted.len());
+        let taken = self.while_suspended(&suspended, || {
+            for Wanted { origin, entry } in wanted {
+                self.mapper.message(&self.name, &format!("create_snap {} {origin}", entry.device))?;
+                made.push(entry.device);
+            }
+            Ok(())
+        });
+        if let Err(failed) = taken {
+            self.undo(wanted, &made);
+            return Err(failed);
+        }
+        let book = self.book.lock();
+        Ok(wanted.iter().map(|one| book.contents().to_volume(&one.entry)).collect())
+    }
+
+    /// The names of the active devices among the origins. One that is suspended is somebody else's business.
+    fn to_suspend(&self, wanted: &[Wanted]) -> Result<Vec<String>, Failed> {
+        let mut names: Vec<String> = Vec::new();
+        for active in self.actives()? {
+            if !wanted.iter().any(|one| one.origin == active.line.device) {
+                continue;
+            }
+            if self.mapper.info(&active.name)?.is_some_and(|info| info.suspended) {
+                let message = format!("snapshot of {}: it is suspended", active.name);
+                return Err(Failed::new(FailureKind::Busy, message)
+                    .with_hint(format!("if nobody works on it: dmsetup resume {}", active.name)));
+            }
+            names.push(active.name);
+        }
+        Ok(names)
+    }
+
+    /// Does something while devices are suspended; whatever happens they are resumed.
+    fn while_suspended(
+        &self,
+        names: &[String],
+        work: impl FnOnce() -> Result<(), MapperError>,
+    ) -> Result<(), Failed> {
+        if names.is_empty() {
+            return Ok(work()?);
+        }
+        let watchdog = Watchdog::start(names)?;
+        let done = names.iter().try_for_each(|name| self.mapper.suspend(name)).and_then(|()| work());
+        let held = names
+            .iter()
+            .all(|name| self.mapper.info(name).is_ok_and(|info| info.is_some_and(|info| info.suspended)));
+        let mut resumed = Ok(());
+        for name in names.iter().rev() {
+            resumed = resumed.and(self.mapper.resume(name));
+        }
+        watchdog.end();
+        resumed?;
+        done?;
+        if !held {
+            let message = format!("snapshot of {}: they were resumed too early", names.join(", "));
+            return Err(Failed::new(FailureKind::Failed, message)
+                .with_hint("suspending took too long: run it again when the pool is less busy"));
+        }
+        Ok(())
+    }
+
+    /// Takes back what was made of snapshots; what was not made is not touched.
+    fn undo(&self, wanted: &[Wanted], made: &[DeviceId]) {
+        for Wanted { entry, .. } in wanted {
+            let device = entry.device;
+            let deleted = if made.contains(&device) { self.delete(device) } else { Ok(()) };
+            let forgotten = deleted.and_then(|()| {
+                self.book.lock().change(|book| {
+                    book.forget(device);
+                    Ok(())
+                })
+            });
+            if let Err(error) = forgotten {
+                tracing::warn!(pool = self.name, %device, %error, "a private device is left until the pool is opened again");
+            }
+        }
+    }
+
+    /// Deletes a device; one that is not there is no error.
+    pub(super) fn delete(&self, device: DeviceId) -> Result<(), Failed> {
+        self.roots.lock().remove(&device);
+        match self.mapper.message(&self.name, &format!("delete {device}")) {
+            Ok(()) => Ok(()),
+            Err(error) if error.is(Errno::NODATA) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes devices for good: they are trash first, so that a crash leaves nothing half removed.
+    pub(super) fn remove(&self, devices: &[DeviceId]) -> Result<(), Failed> {
+        for device in devices {
+            if let Some(active) = self.active(*device)? {
+                let message = format!("device {device} is active as {}", active.name);
+                return Err(Failed::new(FailureKind::Busy, message)
+                    .with_hint(format!("if nobody uses it: dmsetup remove {}", active.name)));
+            }
+        }
+        self.book.lock().change(|book| {
+            for device in devices {
+                book.bases.retain(|base| base.point.device_id != *device);
+                if let Some(entry) = book.by_device(*device).cloned() {
+                    book.put(Entry { role: Role::Trash, ..entry });
+                }
+            }
+            Ok(())
+        })?;
+        for device in devices {
+            self.delete(*device)?;
+        }
+        self.book.lock().change(|book| {
+            devices.iter().for_each(|device| book.forget(*device));
+            Ok(())
+        })
+    }
+}
