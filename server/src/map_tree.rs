@@ -5,6 +5,7 @@
 //! where two trees differ. Both skip what is shared without reading it, hold one path of nodes at a time
 //! (at most [`MAX_LEVELS`](thinbak_proto::MAX_LEVELS)), and take trees of different height.
 
+mod ahead;
 mod diff;
 mod edit;
 #[cfg(any(test, fuzzing))]
@@ -16,6 +17,7 @@ use std::future::Future;
 
 use thinbak_proto::{FAN_OUT, MapEntry, MapNode, MapNodeError, NodeId, levels_for, span_of_level};
 
+pub(crate) use ahead::NodesAhead;
 #[cfg(test)]
 use diff::Difference;
 pub(crate) use diff::TreeDiff;
@@ -58,6 +60,11 @@ pub(crate) enum NodeError {
 pub(crate) trait NodeSource {
     /// The node with this id.
     fn load(&self, id: NodeId) -> impl Future<Output = Result<MapNode, NodeError>> + Send;
+
+    /// Says that these nodes will be asked for soon. Only a matter of speed.
+    fn will_load(&self, _ids: Vec<NodeId>) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
 }
 
 impl NodeSource for Store {

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     manifest::Manifest,
-    map_tree::{self, NodeSource, Tree, TreeDiff},
+    map_tree::{self, NodeSource, NodesAhead, Tree, TreeDiff},
     repository::Repository,
     retention,
     store::Store,
@@ -125,7 +125,7 @@ pub(super) struct Audit {
 async fn audit(store: &Store, parent: Option<Tree>, tree: Tree) -> Result<Audit, Failed> {
     let mut audit = Audit::default();
     let mut wanted = HashSet::new();
-    let mut differences = TreeDiff::new(store.clone(), parent, tree);
+    let mut differences = TreeDiff::new(NodesAhead::new(store.clone()), parent, tree);
     while let Some(difference) = differences.next().await {
         let difference = difference.map_err(|error| {
             Failed::new(

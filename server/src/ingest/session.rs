@@ -16,7 +16,7 @@ use super::{
 use crate::{
     catalogue::Selector,
     content::parse_id,
-    map_tree::{EditError, Editor, FreshNode, NodeError, Tree},
+    map_tree::{EditError, Editor, FreshNode, NodeError, NodesAhead, Tree},
     metrics::Job,
     repository::{Pin, Repository, SessionGuard, check_volume_name},
     store::{Claim, Kind, Location, NewRecord, PutOutcome, Store},
@@ -84,7 +84,7 @@ pub(super) struct Backup {
     pub(super) pin: Option<Pin>,
     /// Of all that the session stores, or is told to be present.
     pub(super) claim: Claim,
-    pub(super) editor: Editor<Store>,
+    pub(super) editor: Editor<NodesAhead>,
     next_chunk: u64,
     batches: u64,
     acknowledged_bytes: u64,
@@ -226,6 +226,7 @@ impl Session {
         backup.check_present(&store, &checked.present).await?;
         backup.totals.add(put);
         backup.totals.changed_bytes += checked.changed_bytes;
+        backup.editor.expect(&checked.edits).await;
         for (chunk, edit) in checked.edits {
             backup.editor.apply(chunk, edit).await.map_err(|error| match error {
                 EditError::Node(error) => node_failed(&error),
@@ -310,7 +311,7 @@ impl Backup {
         let parent_tree = parent.as_ref().map(tree_of).transpose()?;
         let pin = parent_tree.map(|tree| entrance.pin(tree));
         drop(entrance);
-        let editor = Editor::new(repository.store.clone(), parent_tree, geometry.chunks());
+        let editor = Editor::new(NodesAhead::new(repository.store.clone()), parent_tree, geometry.chunks());
         let editor = editor.await.map_err(|error| node_failed(&error))?;
         let (next_chunk, batches, acknowledged_bytes, totals) = (0, 0, 0, Totals::default());
         Ok(Self {

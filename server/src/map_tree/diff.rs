@@ -52,7 +52,8 @@ struct Pair {
     new: Side,
 }
 
-/// The walk over both trees, in ascending order. Holds at most one node's slots a level.
+/// The walk over both trees, in ascending order. Holds at most one node's slots a level, and the nodes below them that
+/// differ where the source reads them ahead.
 pub(crate) struct TreeDiff<S> {
     source: S,
     pending: Vec<Pair>,
@@ -115,12 +116,16 @@ impl<S: NodeSource> TreeDiff<S> {
             }
             slots => slots?,
         };
-        for (slot, (old, new)) in (0u64..).zip(old.into_iter().zip(new)).collect::<Vec<_>>().into_iter().rev()
-        {
-            if old != new {
-                let first = pair.first.saturating_add(slot.saturating_mul(span_of_level(below)));
-                self.pending.push(Pair { first, level: below, old, new });
-            }
+        let slots: Vec<_> =
+            (0u64..).zip(old.into_iter().zip(new)).filter(|(_, (old, new))| old != new).collect();
+        if below > 0 {
+            let sides =
+                slots.iter().flat_map(|(_, (old, new))| [old, new]).filter(|side| side.level == below);
+            self.source.will_load(sides.filter_map(|side| side.entry.node()).collect()).await;
+        }
+        for (slot, (old, new)) in slots.into_iter().rev() {
+            let first = pair.first.saturating_add(slot.saturating_mul(span_of_level(below)));
+            self.pending.push(Pair { first, level: below, old, new });
         }
         Ok(())
     }

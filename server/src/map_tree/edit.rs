@@ -94,6 +94,8 @@ pub(crate) struct Editor<S> {
     trim: bool,
     path: Vec<Open>,
     fresh: Vec<FreshNode>,
+    /// Chunks at which the edits that come next begin and end, ascending.
+    expected: Vec<u64>,
 }
 
 impl<S: NodeSource> Editor<S> {
@@ -104,7 +106,34 @@ impl<S: NodeSource> Editor<S> {
             Some(parent) => opening(&source, parent, levels_for(chunks)).await?,
         };
         let trim = parent.is_some_and(|parent| parent.chunks > chunks);
-        Ok(Self { source, chunks, next: 0, trim, path, fresh: Vec::new() })
+        Ok(Self { source, chunks, next: 0, trim, path, fresh: Vec::new(), expected: Vec::new() })
+    }
+
+    /// Says which edits will be applied next, so that the nodes that they need are read together.
+    pub(crate) async fn expect(&mut self, edits: &[(u64, Edit)]) {
+        let ends =
+            |(chunk, edit): &(u64, Edit)| [*chunk, chunk.saturating_add(edit.chunks().saturating_sub(1))];
+        self.expected = edits.iter().flat_map(ends).collect();
+        let mut nodes = Vec::new();
+        // The lower an open node, the nearer: what lies in it is not asked of those above.
+        let mut from = self.next;
+        for open in self.path.iter().rev() {
+            nodes.extend(self.expected_below(open, from));
+            from = from.max(open.end());
+        }
+        self.source.will_load(nodes).await;
+    }
+
+    /// The nodes below an open one in which expected edits from chunk `from` on begin or end.
+    fn expected_below(&self, open: &Open, from: u64) -> Vec<NodeId> {
+        if open.level() == 0 {
+            return Vec::new();
+        }
+        let begin = self.expected.partition_point(|chunk| *chunk < from.max(open.first));
+        let within = self.expected.iter().skip(begin).take_while(|chunk| **chunk < open.end());
+        let mut slots: Vec<u64> = within.map(|chunk| open.slot(*chunk)).collect();
+        slots.dedup();
+        slots.into_iter().filter_map(|slot| slot_of(&open.node, slot).node()).collect()
     }
 
     /// Applies one edit; edits come in ascending order and do not overlap.
@@ -176,7 +205,10 @@ impl<S: NodeSource> Editor<S> {
                     Some(id) => load_at(&self.source, id, level.saturating_sub(1)).await?,
                     None => filled(level.saturating_sub(1), current),
                 };
-                self.path.push(Open { node, first: slot_first, origin: current, changed: false });
+                let open = Open { node, first: slot_first, origin: current, changed: false };
+                let below = self.expected_below(&open, chunk);
+                self.path.push(open);
+                self.source.will_load(below).await;
             }
         }
         Ok(())

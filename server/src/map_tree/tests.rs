@@ -1,4 +1,7 @@
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use parking_lot::Mutex;
 use proptest::prelude::*;
@@ -14,14 +17,23 @@ struct Nodes(Arc<Mutex<Memory>>);
 struct Memory {
     nodes: HashMap<NodeId, Vec<u8>>,
     reads: usize,
+    /// What was said to be asked for soon, and was not yet.
+    announced: HashSet<NodeId>,
+    /// Reads that had been announced.
+    expected_reads: usize,
 }
 
 impl NodeSource for Nodes {
     async fn load(&self, id: NodeId) -> Result<MapNode, NodeError> {
         let mut memory = self.0.lock();
         memory.reads += 1;
+        memory.expected_reads += usize::from(memory.announced.remove(&id));
         let encoded = memory.nodes.get(&id).ok_or(NodeError::Missing(id))?;
         MapNode::decode(encoded).map_err(|source| NodeError::Invalid { id, source })
+    }
+
+    async fn will_load(&self, ids: Vec<NodeId>) {
+        self.0.lock().announced.extend(ids);
     }
 }
 
@@ -52,6 +64,7 @@ fn now<T>(future: impl Future<Output = T>) -> T {
 fn edit(nodes: &Nodes, parent: Option<Tree>, chunks: u64, edits: &[(u64, Edit)]) -> Tree {
     let mut editor = now(Editor::new(nodes.clone(), parent, chunks)).unwrap();
     let mut given = Vec::new();
+    now(editor.expect(edits));
     for (chunk, edit) in edits {
         now(editor.apply(*chunk, *edit)).unwrap();
         given.extend(editor.take_fresh());
@@ -262,6 +275,26 @@ fn a_run_over_an_exbibyte_costs_a_path() {
         (at(0), at(1), at(chunks - 2), at(chunks - 1)),
         (MapEntry::Hole, MapEntry::Zero, MapEntry::Zero, MapEntry::Hole)
     );
+}
+
+/// Two leaves below each of 20 nodes, in a tree of three levels: all but the root are announced, to who edits and to who
+/// compares.
+#[test]
+fn what_scattered_edits_and_a_comparison_need_is_announced_before() {
+    let nodes = Nodes::default();
+    let span = span_of_level(2);
+    let chunks = 20 * span;
+    let places = || (0..20).flat_map(|node| [node * span + 3, node * span + span - 1]);
+    let content = |seed: u8, at: u64| Edit::Chunk(ChunkId::of(&[&[seed], &at.to_le_bytes()[..]].concat()));
+    let with = |seed: u8| places().map(|at| (at, content(seed, at))).collect::<Vec<_>>();
+    let first = edit(&nodes, None, chunks, &with(1));
+    assert_eq!((first.levels(), nodes.reads()), (3, 0));
+    let second = edit(&nodes, Some(first), chunks, &with(2));
+    assert_eq!((nodes.reads(), std::mem::take(&mut nodes.0.lock().expected_reads)), (1 + 20 + 40, 20 + 40));
+    let mut differences = TreeDiff::new(nodes.clone(), Some(first), second);
+    let found = std::iter::from_fn(|| now(differences.next())).map(|found| found.unwrap().first);
+    assert!(found.eq(places()));
+    assert_eq!((nodes.reads(), nodes.0.lock().expected_reads), (2 * 61, 2 * 60));
 }
 
 #[test]
