@@ -1,11 +1,13 @@
 //! What may be typed.
 
+mod daemon;
 mod pool;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+pub(super) use self::daemon::{Agent, Job};
 pub(super) use self::pool::{Discards, Permission, Pool, PoolCreate, PoolFeatures, YesNo};
 use super::collect::Collect;
 use super::grammar::{self, GenerationArg, GenerationsArg, MetadataArg, VolumeArg, VolumeOrGeneration};
@@ -434,22 +436,4 @@ pub(super) struct Policy {
     /// All that are at most so much older than the newest: 36h, 2d, 1w2d
     #[arg(long, value_name = "TIME", value_parser = thinbak_proto::parse_duration)]
     pub(super) keep_within: Option<std::time::Duration>,
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum Agent {
-    /// Serve the pools of this host on a unix socket until SIGTERM
-    Run,
-    /// What the running agent does
-    Status,
-    /// Have the running agent read its configuration again; a bad one is refused, and the old one stays
-    Reload,
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum Job {
-    /// The jobs, when they ran and when they will
-    List,
-    /// Run a job now, with its hooks and rules; its schedule stays as it is
-    Run { name: String },
 }

@@ -84,8 +84,8 @@ pub(super) struct Progress {
 pub(super) fn read(task: Task) -> mpsc::Receiver<Report> {
     let (reports, receiver) = mpsc::channel(REPORTS);
     tokio::task::spawn_blocking(move || {
-        // One more than processors, so that none idles while a thread waits for the disk.
-        let threads = thread::available_parallelism().map_or(1, usize::from) + 1;
+        // Two more than processors, so that none idles while threads wait for the disk.
+        let threads = thread::available_parallelism().map_or(1, usize::from) + 2;
         let planner = Planner::new(task, reports);
         let planner = &planner;
         thread::scope(|scope| {
