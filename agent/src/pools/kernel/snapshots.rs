@@ -4,6 +4,8 @@
 //! origins of one call are suspended together, so that their snapshots are of one moment. While one is, nothing of ours is
 //! started or read from a file, the memory is locked, and a second process resumes it if this one dies ([`Watchdog`]).
 
+use std::sync::Arc;
+
 use rand::Rng as _;
 use rustix::io::Errno;
 use thinbak_engine::{DeviceId, MetadataBlock, PoolMode, Volume, format::Superblock};
@@ -14,6 +16,7 @@ use super::{
     Inner,
     book::{Entry, Role},
     mapper::MapperError,
+    resumers::Resumers,
     watchdog::Watchdog,
 };
 use crate::pools::{failure::of_view, running::now_ms};
@@ -97,19 +100,30 @@ impl Inner {
 
     /// The names of the active devices among the origins. One that is suspended is somebody else's business.
     fn to_suspend(&self, wanted: &[Wanted]) -> Result<Vec<String>, Failed> {
-        let mut names: Vec<String> = Vec::new();
-        for active in self.actives()? {
-            if !wanted.iter().any(|one| one.origin == active.line.device) {
-                continue;
-            }
-            if self.mapper.info(&active.name)?.is_some_and(|info| info.suspended) {
-                let message = format!("snapshot of {}: it is suspended", active.name);
-                return Err(Failed::new(FailureKind::Busy, message)
-                    .with_hint(format!("if nobody works on it: dmsetup resume {}", active.name)));
-            }
-            names.push(active.name);
-        }
+        let names = self.active_origins(wanted)?;
+        names.iter().try_for_each(|name| self.refuse_in_hand(name))?;
         Ok(names)
+    }
+
+    fn active_origins(&self, wanted: &[Wanted]) -> Result<Vec<String>, Failed> {
+        let is_wanted = |device| wanted.iter().any(|one| one.origin == device);
+        let actives = self.actives()?.into_iter().filter(|active| is_wanted(active.line.device));
+        let mut names: Vec<String> = actives.map(|active| active.name).collect();
+        // A device may have several targets.
+        names.dedup();
+        Ok(names)
+    }
+
+    /// Refuses a device that somebody has suspended, or has loaded a table for: a resume would put that in force.
+    fn refuse_in_hand(&self, name: &str) -> Result<(), Failed> {
+        let Some(info) = self.mapper.info(name)? else { return Ok(()) };
+        let (what, hint) = match (info.suspended, info.has_inactive_table) {
+            (true, _) => ("it is suspended", format!("dmsetup resume {name}")),
+            (_, true) => ("a new table is loaded for it", format!("dmsetup resume {name}, or clear {name}")),
+            (false, false) => return Ok(()),
+        };
+        Err(Failed::new(FailureKind::Busy, format!("snapshot of {name}: {what}"))
+            .with_hint(format!("if nobody works on it: {hint}")))
     }
 
     /// Does something while devices are suspended; whatever happens they are resumed.
@@ -121,24 +135,41 @@ impl Inner {
         if names.is_empty() {
             return Ok(work()?);
         }
-        let watchdog = Watchdog::start(names)?;
-        let done = names.iter().try_for_each(|name| self.mapper.suspend(name)).and_then(|()| work());
+        let resumers = Resumers::start(Arc::clone(&self.mapper), names)?;
+        let mut watchdog = Watchdog::start(names)?;
+        let mut suspended = Vec::with_capacity(names.len());
+        let done = self
+            .suspend_all(names, &mut watchdog, &mut suspended)
+            .and_then(|()| work().map_err(Failed::from));
         let held = names
             .iter()
             .all(|name| self.mapper.info(name).is_ok_and(|info| info.is_some_and(|info| info.suspended)));
-        let mut resumed = Ok(());
-        for name in names.iter().rev() {
-            resumed = resumed.and(self.mapper.resume(name));
-        }
-        watchdog.end();
-        resumed?;
+        watchdog.resume(&resumers, &suspended)?;
         done?;
         if !held {
-            let message = format!("snapshot of {}: they were resumed too early", names.join(", "));
-            return Err(Failed::new(FailureKind::Failed, message)
-                .with_hint("suspending took too long: run it again when the pool is less busy"));
+            return Err(too_slow(names, "they were resumed too early"));
         }
         Ok(())
+    }
+
+    /// Suspends devices, as long as there is somebody who resumes them if this process dies.
+    fn suspend_all(
+        &self,
+        names: &[String],
+        watchdog: &mut Watchdog,
+        suspended: &mut Vec<String>,
+    ) -> Result<(), Failed> {
+        let guarded = |watchdog: &mut Watchdog| match watchdog.guards() {
+            true => Ok(()),
+            false => Err(too_slow(names, "they could not all be suspended in time")),
+        };
+        for name in names {
+            guarded(watchdog)?;
+            self.refuse_in_hand(name)?;
+            self.mapper.suspend(name)?;
+            suspended.push(name.clone());
+        }
+        guarded(watchdog)
     }
 
     /// Takes back what was made of snapshots; what was not made is not touched.
@@ -194,4 +225,9 @@ impl Inner {
             Ok(())
         })
     }
+}
+
+fn too_slow(names: &[String], what: &str) -> Failed {
+    Failed::new(FailureKind::Failed, format!("snapshot of {}: {what}", names.join(", ")))
+        .with_hint("suspending took too long: run it again when the pool is less busy")
 }
