@@ -9,7 +9,7 @@ use thinbak_engine::{
 };
 use thinbak_proto::{Failed, FailureKind};
 
-use super::{Inner, lease, volumes::stale};
+use super::{Inner, lease, survey::is_that_of, volumes::stale};
 use crate::{
     pools::{Candidate, failure::of_view, pool::Content},
     volume::write_zeros,
@@ -51,6 +51,8 @@ impl SnapshotContent {
             None => {
                 let frozen = lease::reserve(inner)?;
                 let found = frozen.view.device(device).map_err(of_view)?;
+                let entry = inner.book.lock().contents().by_device(device).cloned();
+                let found = found.filter(|info| entry.is_none_or(|entry| is_that_of(&entry, info)));
                 let view = frozen.view.clone();
                 frozen.release()?;
                 (found.ok_or_else(|| stale(&snapshot.name))?.root, view)

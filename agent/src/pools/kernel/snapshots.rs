@@ -28,6 +28,11 @@ const CLOCK_LIMIT: u64 = 1 << 23;
 /// From here on every snapshot is accompanied by a warning.
 const CLOCK_WARNING: u64 = 1 << 22;
 
+/// Whether an id is one that only we give, so that nobody else's device has it.
+pub(super) fn is_drawn(device: DeviceId) -> bool {
+    device.get() >= FIRST_ID
+}
+
 /// A snapshot to take: of what, and the private entry that it has until it is taken.
 pub(super) struct Wanted {
     pub(super) origin: DeviceId,
@@ -90,6 +95,7 @@ impl Inner {
             }
             Ok(())
         });
+        let taken = taken.and_then(|()| self.refuse_activated(wanted, &suspended));
         if let Err(failed) = taken {
             self.undo(wanted, &made);
             return Err(failed);
@@ -112,6 +118,17 @@ impl Inner {
         // A device may have several targets.
         names.dedup();
         Ok(names)
+    }
+
+    /// Refuses origins that became active after it was looked what must be suspended: they may have been written meanwhile.
+    fn refuse_activated(&self, wanted: &[Wanted], suspended: &[String]) -> Result<(), Failed> {
+        match self.active_origins(wanted)?.iter().find(|name| !suspended.contains(name)) {
+            Some(name) => {
+                let message = format!("snapshot of {name}: it became active while it was taken");
+                Err(Failed::new(FailureKind::Busy, message).with_hint("run it again"))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Refuses a device that somebody has suspended, or has loaded a table for: a resume would put that in force.
