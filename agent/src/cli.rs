@@ -30,6 +30,7 @@ use std::{
 
 use clap::Parser as _;
 use thinbak_proto::{Failed, FailureKind};
+use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use self::{
@@ -55,6 +56,9 @@ struct Context {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let output = Output::new(cli.global.json, cli.global.quiet);
+    if let Command::ResumeIfLeft { devices } = &cli.command {
+        return resume_if_left(devices, output);
+    }
     log_to_stderr(&cli);
     let prints_data = prints_data(&cli.command);
     let stopped = match run(cli, output) {
@@ -69,6 +73,27 @@ pub fn main() -> ExitCode {
         }
     }
     ExitCode::from(stopped.exit_code())
+}
+
+/// Before there are logs, settings and threads: nothing of that may wait for a device that is suspended.
+fn resume_if_left(devices: &[String], output: Output) -> ExitCode {
+    match unless_told_to_stop(|| watch(devices)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failed) => {
+            output.failure(&failed);
+            ExitCode::from(failed.exit_code())
+        }
+    }
+}
+
+/// Does something that the signals which end a process do not end: they may be meant for the whole service.
+fn unless_told_to_stop(work: impl FnOnce() -> Result<(), Failed>) -> Result<(), Failed> {
+    let failed = |error: io::Error| Failed::new(FailureKind::Failed, format!("handle signals: {error}"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(failed)?;
+    let _entered = runtime.enter();
+    let _term = signal(SignalKind::terminate()).map_err(failed)?;
+    let _interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    work()
 }
 
 fn run(cli: Cli, output: Output) -> Result<(), Stop> {
@@ -146,6 +171,11 @@ fn log_to_stderr(cli: &Cli) {
         _ => "thinbak_agent=debug,thinbak_server=debug,thinbak_engine=debug,info",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    // It logs between a suspend and its resume, when whoever writes the logs may be waiting for the device.
+    let filter = match "devicemapper=off".parse() {
+        Ok(silent) => filter.add_directive(silent),
+        Err(_) => filter,
+    };
     let colour = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     logger.with_target(false).with_ansi(colour).init();

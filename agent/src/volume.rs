@@ -70,6 +70,11 @@ impl PoolVolume {
         self.content.read(offset, buf)
     }
 
+    /// Fails if what was read so far may have been the content of something else. Blocking.
+    pub fn confirm(&self) -> Result<(), Failed> {
+        self.content.confirm()
+    }
+
     /// Writes `data` at `offset`; what else is in the blocks stays as it reads, also in a pool that does not zero new
     /// blocks. Blocking; durable after [`flush`](Self::flush).
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), Failed> {

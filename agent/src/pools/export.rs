@@ -52,5 +52,5 @@ fn send(manager: &PoolManager, request: &ExportRequest, sender: &Sender) -> Resu
             job.update("transfer", begin, size_bytes);
         }
     }
-    Ok(())
+    volume.confirm().map_err(during(attempt))
 }

@@ -17,6 +17,7 @@ mod lock;
 mod look;
 mod mapper;
 mod reread;
+mod resumers;
 mod snapshots;
 mod survey;
 mod text;
@@ -50,7 +51,7 @@ struct Inner {
     /// The device's name.
     name: String,
     found: Found,
-    mapper: Mapper,
+    mapper: Arc<Mapper>,
     metadata: Arc<dyn BlockDevice>,
     data: FileDevice,
     book: Mutex<Book>,
@@ -63,7 +64,7 @@ struct Inner {
 impl KernelPool {
     /// Finds the pool, takes it for this process, and clears away what a dead process left.
     pub(super) fn open(name: &str, state_dir: &Path) -> Result<Self, Failed> {
-        let mapper = Mapper::open()?;
+        let mapper = Arc::new(Mapper::open()?);
         let found = look::find(&mapper, name)?;
         let lock = HostLock::take(found.line.metadata, name)?;
         let metadata = Arc::new(open_device(found.line.metadata, "metadata", name)?);

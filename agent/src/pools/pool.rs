@@ -109,6 +109,10 @@ pub trait Content: Send + Sync {
     fn mapped_runs(&self, from: u64, to: u64, limit: usize) -> Result<Vec<(u64, u64)>, Failed>;
     /// Puts everything written so far on stable storage.
     fn flush(&self) -> Result<(), Failed>;
+    /// Fails if what was read may have been something else: where a read-only device is kept from changing by nobody.
+    fn confirm(&self) -> Result<(), Failed> {
+        Ok(())
+    }
 }
 
 /// The metadata snapshot that a pool holds.

@@ -146,9 +146,32 @@ test "$before" = "$(held)"
 message release_metadata_snap
 tidy
 
-# What is left suspended is resumed when its process dies.
+# A table that somebody has loaded is not put in force.
+dmsetup reload web --table "0 65536 thin /dev/mapper/pool 0"
+refused 11 'a new table is loaded' thinbak backup dm:pool/web
+dmsetup clear web
+# Another device under the name of a known volume is not that volume.
+dmsetup remove web
+message create_thin 5
+dmsetup create web --table "0 65536 thin /dev/mapper/pool 5"
+refused 5 'device 0, but the active device of that name is 5' thinbak backup dm:pool/web
+dmsetup remove web
+message delete 5
+dmsetup create web --table "0 65536 thin /dev/mapper/pool 0"
+tidy
+
+# What is left suspended is resumed when its process dies, and when that says nothing for too long.
 dmsetup suspend web
 refused 1 'resumed web' sh -c ': | thinbak resume-if-left web'
+tidy
+dmsetup suspend web
+(sleep 16; dmsetup info -c --noheadings -o suspended web >/tmp/seen) | refused 1 'resumed web' thinbak resume-if-left web
+grep -q Active /tmp/seen
+tidy
+# And again, when one is suspended after that.
+(sleep 12; dmsetup suspend web; sleep 14; dmsetup info -c --noheadings -o suspended web >/tmp/seen; printf .) |
+  refused 1 'resumed web' thinbak resume-if-left web
+grep -q Active /tmp/seen
 tidy
 
 # SIGKILL while the metadata snapshot is held, on metadata that are slow to read: the next one releases it and works.

@@ -6,7 +6,7 @@
 //! | what | is written before | and after | the next open |
 //! |---|---|---|---|
 //! | a new device | a transient entry under a random id that no device has | what it is for | deletes what is transient, if it is as young as the entry says |
-//! | a removal | the entry becomes trash | the entry goes | deletes trash |
+//! | a removal | the entry becomes trash | the entry goes | deletes trash under ids that we drew, forgets other |
 //! | a metadata snapshot | an intent | root and checksum of the copy | releases what matches; an intent is reported, not guessed |
 //! | its release | that it is being released | nothing is held | as an intent, if one is held |
 //!

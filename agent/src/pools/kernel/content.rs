@@ -9,7 +9,7 @@ use thinbak_engine::{
 };
 use thinbak_proto::{Failed, FailureKind};
 
-use super::{Inner, lease, volumes::stale};
+use super::{Inner, lease, survey::is_that_of, volumes::stale};
 use crate::{
     pools::{Candidate, failure::of_view, pool::Content},
     volume::write_zeros,
@@ -23,6 +23,8 @@ pub(super) struct SnapshotContent {
     inner: Arc<Inner>,
     device: DeviceId,
     root: MetadataBlock,
+    /// The root's checksum when it was found.
+    checksum: u32,
     view: MetadataView,
     window: Mutex<Window>,
     /// The private snapshot that is read instead of a volume that is in use; it goes with this.
@@ -51,6 +53,8 @@ impl SnapshotContent {
             None => {
                 let frozen = lease::reserve(inner)?;
                 let found = frozen.view.device(device).map_err(of_view)?;
+                let entry = inner.book.lock().contents().by_device(device).cloned();
+                let found = found.filter(|info| entry.is_none_or(|entry| is_that_of(&entry, info)));
                 let view = frozen.view.clone();
                 frozen.release()?;
                 (found.ok_or_else(|| stale(&snapshot.name))?.root, view)
@@ -58,8 +62,9 @@ impl SnapshotContent {
         };
         // The device may have grown since the pool was opened.
         inner.data.resize(0).map_err(|error| inner.io_failed("look at", &error))?;
+        let checksum = view.root_checksum(root).map_err(of_view)?;
         let (inner, window) = (Arc::clone(inner), Mutex::default());
-        Ok(Self { inner, device, root, view, window, _moment: moment })
+        Ok(Self { inner, device, root, checksum, view, window, _moment: moment })
     }
 
     /// Brings the window to a virtual block.
@@ -158,6 +163,27 @@ impl Content for SnapshotContent {
     }
 
     fn flush(&self) -> Result<(), Failed> {
+        Ok(())
+    }
+
+    /// The device is that of its entry still, and has the same mapping tree.
+    fn confirm(&self) -> Result<(), Failed> {
+        let inner = &self.inner;
+        let entry = inner.book.lock().contents().by_device(self.device).cloned();
+        let frozen = lease::reserve(inner)?;
+        let found = frozen.view.device(self.device).map_err(of_view)?;
+        let found = found.filter(|info| entry.is_none_or(|entry| is_that_of(&entry, info)));
+        let now =
+            found.map(|info| frozen.view.root_checksum(info.root).map(|checksum| (info.root, checksum)));
+        let now = now.transpose().map_err(of_view)?;
+        frozen.release()?;
+        if now != Some((self.root, self.checksum)) {
+            inner.roots.lock().remove(&self.device);
+            let message =
+                format!("device {} of pool {} was changed while it was read", self.device, inner.name);
+            return Err(Failed::new(FailureKind::Refused, message)
+                .with_hint("what was read is not to be used: run it again"));
+        }
         Ok(())
     }
 }

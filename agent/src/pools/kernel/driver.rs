@@ -11,6 +11,7 @@ use super::{
     book::{Entry, Role},
     content::{HeadContent, SnapshotContent},
     lease, look,
+    survey::is_that_of,
     volumes::stale,
 };
 use crate::pools::{
@@ -88,6 +89,8 @@ impl ThinPool for KernelPool {
     }
 
     fn remove_snapshot(&self, volume: &str, snapshot: &str) -> Result<(), Failed> {
+        // What is not that device any more is forgotten, not removed.
+        self.survey()?;
         let snapshot = self.find_snapshot(volume, snapshot)?;
         self.inner.remove(&[snapshot.device])
     }
@@ -230,7 +233,8 @@ impl ThinPool for KernelPool {
     fn point(&self, snapshot: &Volume, view: &MetadataView) -> Result<Point, Failed> {
         let entry = self.inner.book.lock().contents().by_device(snapshot.device).cloned();
         let entry = entry.ok_or_else(|| stale(&snapshot.name))?;
-        let device = view.device(entry.device).map_err(of_view)?.ok_or_else(|| stale(&snapshot.name))?;
+        let device = view.device(entry.device).map_err(of_view)?.filter(|info| is_that_of(&entry, info));
+        let device = device.ok_or_else(|| stale(&snapshot.name))?;
         self.inner.roots.lock().insert(entry.device, (device.root, view.clone()));
         Ok(Point {
             identity: entry.uuid,
@@ -264,6 +268,13 @@ impl ThinPool for KernelPool {
     }
 
     fn confirm(&self, point: &Point) -> Result<(), Failed> {
+        // What was read may have been another pool's, if somebody changed the devices below this name.
+        let found = look::find(&self.inner.mapper, &self.inner.name)?;
+        if !found.is_same(&self.inner.found) {
+            let message = format!("pool dm:{} was replaced while it was read", self.inner.name);
+            return Err(Failed::new(FailureKind::Refused, message)
+                .with_hint("nothing was committed: run the backup again"));
+        }
         let frozen = lease::reserve(&self.inner)?;
         let proven = self.prove(point, &frozen.view);
         frozen.release()?;

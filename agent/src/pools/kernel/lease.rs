@@ -144,6 +144,8 @@ impl Inner {
         let by_force = format!("if its owner is gone: thinbak msnap release --force dm:{}", self.name);
         let (ours, recorded) = (self.holds(root)?, self.book.lock().contents().msnap);
         match recorded {
+            // No job has it, as this one's turn it is: it could not be released.
+            Some(Msnap::Held { keep: false, .. }) if ours => self.release_now(),
             Some(Msnap::Held { .. }) if ours => {
                 busy("by thinbak", format!("let go of it with: thinbak msnap release dm:{}", self.name))
             }
@@ -175,6 +177,10 @@ impl Inner {
     /// Releases what a job held, if it is still that, and says if the pool failed meanwhile.
     fn give_up(&self) -> Result<(), Failed> {
         let status = self.status()?;
+        // A failed pool tells of none, and holds it still.
+        if status.mode == PoolMode::Fail {
+            return self.check_alive(&status);
+        }
         let still = match status.held_root {
             Some(root) => self.holds(root)?,
             None => false,
@@ -196,8 +202,18 @@ impl Inner {
     }
 
     fn release_now(&self) -> Result<(), Failed> {
-        self.record(Some(Msnap::Releasing))?;
-        self.mapper.message(&self.name, "release_metadata_snap")?;
+        let held = self.book.lock().contents().msnap;
+        // Where it cannot be noted it is released all the same: held, it keeps everybody else from working.
+        if let Err(error) = self.record(Some(Msnap::Releasing)) {
+            tracing::warn!(pool = self.name, %error, "it is not recorded that the metadata snapshot is being released");
+        }
+        if let Err(error) = self.mapper.message(&self.name, "release_metadata_snap") {
+            if error.is(Errno::OPNOTSUPP) {
+                // The pool is read-only or has failed: it is still held, and still ours.
+                self.record(held)?;
+            }
+            return Err(error.into());
+        }
         self.record(None)
     }
 
@@ -239,8 +255,13 @@ impl Inner {
     /// Decides about what a process recorded that is gone.
     pub(super) fn recover_msnap(&self) -> Result<(), Failed> {
         let recorded = self.book.lock().contents().msnap;
-        let (Some(recorded), held) = (recorded, self.status()?.held_root) else { return Ok(()) };
-        let Some(root) = held else { return self.record(None) };
+        let Some(recorded) = recorded else { return Ok(()) };
+        let status = self.status()?;
+        // A failed pool tells of none, and holds it still.
+        if status.mode == PoolMode::Fail {
+            return Ok(());
+        }
+        let Some(root) = status.held_root else { return self.record(None) };
         match recorded {
             Msnap::Held { keep, .. } => match (self.holds(root)?, keep) {
                 (true, true) => Ok(()),

@@ -52,6 +52,8 @@ pub(super) struct Info {
     pub(super) number: Device,
     pub(super) uuid: String,
     pub(super) suspended: bool,
+    /// Whether a table is loaded that the next resume puts in force.
+    pub(super) has_inactive_table: bool,
     pub(super) event_nr: u32,
 }
 
@@ -101,6 +103,7 @@ impl Mapper {
             number: info.device(),
             uuid: info.uuid().map(ToString::to_string).unwrap_or_default(),
             suspended: info.flags().contains(DmFlags::DM_SUSPEND),
+            has_inactive_table: info.flags().contains(DmFlags::DM_INACTIVE_PRESENT),
             event_nr: info.event_nr(),
         }))
     }
@@ -137,7 +140,7 @@ impl Mapper {
         done.map(|_| ()).map_err(|error| refused(format!("suspend {name}"), error))
     }
 
-    /// Resumes a device, with a new table if one was loaded.
+    /// Resumes a device, with a new table if one was loaded, and then waits for udev, however long that takes.
     pub(super) fn resume(&self, name: &str) -> Result<(), MapperError> {
         let done = self.dm.device_suspend(&DevId::Name(dm_name(name)?), DmOptions::default());
         done.map(|_| ()).map_err(|error| refused(format!("resume {name}"), error))

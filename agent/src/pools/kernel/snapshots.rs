@@ -4,6 +4,8 @@
 //! origins of one call are suspended together, so that their snapshots are of one moment. While one is, nothing of ours is
 //! started or read from a file, the memory is locked, and a second process resumes it if this one dies ([`Watchdog`]).
 
+use std::sync::Arc;
+
 use rand::Rng as _;
 use rustix::io::Errno;
 use thinbak_engine::{DeviceId, MetadataBlock, PoolMode, Volume, format::Superblock};
@@ -14,6 +16,7 @@ use super::{
     Inner,
     book::{Entry, Role},
     mapper::MapperError,
+    resumers::Resumers,
     watchdog::Watchdog,
 };
 use crate::pools::{failure::of_view, running::now_ms};
@@ -24,6 +27,11 @@ const FIRST_ID: u32 = 1 << 23;
 const CLOCK_LIMIT: u64 = 1 << 23;
 /// From here on every snapshot is accompanied by a warning.
 const CLOCK_WARNING: u64 = 1 << 22;
+
+/// Whether an id is one that only we give, so that nobody else's device has it.
+pub(super) fn is_drawn(device: DeviceId) -> bool {
+    device.get() >= FIRST_ID
+}
 
 /// A snapshot to take: of what, and the private entry that it has until it is taken.
 pub(super) struct Wanted {
@@ -87,6 +95,7 @@ impl Inner {
             }
             Ok(())
         });
+        let taken = taken.and_then(|()| self.refuse_activated(wanted, &suspended));
         if let Err(failed) = taken {
             self.undo(wanted, &made);
             return Err(failed);
@@ -97,19 +106,41 @@ impl Inner {
 
     /// The names of the active devices among the origins. One that is suspended is somebody else's business.
     fn to_suspend(&self, wanted: &[Wanted]) -> Result<Vec<String>, Failed> {
-        let mut names: Vec<String> = Vec::new();
-        for active in self.actives()? {
-            if !wanted.iter().any(|one| one.origin == active.line.device) {
-                continue;
-            }
-            if self.mapper.info(&active.name)?.is_some_and(|info| info.suspended) {
-                let message = format!("snapshot of {}: it is suspended", active.name);
-                return Err(Failed::new(FailureKind::Busy, message)
-                    .with_hint(format!("if nobody works on it: dmsetup resume {}", active.name)));
-            }
-            names.push(active.name);
-        }
+        let names = self.active_origins(wanted)?;
+        names.iter().try_for_each(|name| self.refuse_in_hand(name))?;
         Ok(names)
+    }
+
+    fn active_origins(&self, wanted: &[Wanted]) -> Result<Vec<String>, Failed> {
+        let is_wanted = |device| wanted.iter().any(|one| one.origin == device);
+        let actives = self.actives()?.into_iter().filter(|active| is_wanted(active.line.device));
+        let mut names: Vec<String> = actives.map(|active| active.name).collect();
+        // A device may have several targets.
+        names.dedup();
+        Ok(names)
+    }
+
+    /// Refuses origins that became active after it was looked what must be suspended: they may have been written meanwhile.
+    fn refuse_activated(&self, wanted: &[Wanted], suspended: &[String]) -> Result<(), Failed> {
+        match self.active_origins(wanted)?.iter().find(|name| !suspended.contains(name)) {
+            Some(name) => {
+                let message = format!("snapshot of {name}: it became active while it was taken");
+                Err(Failed::new(FailureKind::Busy, message).with_hint("run it again"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses a device that somebody has suspended, or has loaded a table for: a resume would put that in force.
+    fn refuse_in_hand(&self, name: &str) -> Result<(), Failed> {
+        let Some(info) = self.mapper.info(name)? else { return Ok(()) };
+        let (what, hint) = match (info.suspended, info.has_inactive_table) {
+            (true, _) => ("it is suspended", format!("dmsetup resume {name}")),
+            (_, true) => ("a new table is loaded for it", format!("dmsetup resume {name}, or clear {name}")),
+            (false, false) => return Ok(()),
+        };
+        Err(Failed::new(FailureKind::Busy, format!("snapshot of {name}: {what}"))
+            .with_hint(format!("if nobody works on it: {hint}")))
     }
 
     /// Does something while devices are suspended; whatever happens they are resumed.
@@ -121,24 +152,41 @@ impl Inner {
         if names.is_empty() {
             return Ok(work()?);
         }
-        let watchdog = Watchdog::start(names)?;
-        let done = names.iter().try_for_each(|name| self.mapper.suspend(name)).and_then(|()| work());
+        let resumers = Resumers::start(Arc::clone(&self.mapper), names)?;
+        let mut watchdog = Watchdog::start(names)?;
+        let mut suspended = Vec::with_capacity(names.len());
+        let done = self
+            .suspend_all(names, &mut watchdog, &mut suspended)
+            .and_then(|()| work().map_err(Failed::from));
         let held = names
             .iter()
             .all(|name| self.mapper.info(name).is_ok_and(|info| info.is_some_and(|info| info.suspended)));
-        let mut resumed = Ok(());
-        for name in names.iter().rev() {
-            resumed = resumed.and(self.mapper.resume(name));
-        }
-        watchdog.end();
-        resumed?;
+        watchdog.resume(&resumers, &suspended)?;
         done?;
         if !held {
-            let message = format!("snapshot of {}: they were resumed too early", names.join(", "));
-            return Err(Failed::new(FailureKind::Failed, message)
-                .with_hint("suspending took too long: run it again when the pool is less busy"));
+            return Err(too_slow(names, "they were resumed too early"));
         }
         Ok(())
+    }
+
+    /// Suspends devices, as long as there is somebody who resumes them if this process dies.
+    fn suspend_all(
+        &self,
+        names: &[String],
+        watchdog: &mut Watchdog,
+        suspended: &mut Vec<String>,
+    ) -> Result<(), Failed> {
+        let guarded = |watchdog: &mut Watchdog| match watchdog.guards() {
+            true => Ok(()),
+            false => Err(too_slow(names, "they could not all be suspended in time")),
+        };
+        for name in names {
+            guarded(watchdog)?;
+            self.refuse_in_hand(name)?;
+            self.mapper.suspend(name)?;
+            suspended.push(name.clone());
+        }
+        guarded(watchdog)
     }
 
     /// Takes back what was made of snapshots; what was not made is not touched.
@@ -194,4 +242,9 @@ impl Inner {
             Ok(())
         })
     }
+}
+
+fn too_slow(names: &[String], what: &str) -> Failed {
+    Failed::new(FailureKind::Failed, format!("snapshot of {}: {what}", names.join(", ")))
+        .with_hint("suspending took too long: run it again when the pool is less busy")
 }

@@ -1,19 +1,23 @@
 //! What is in the pool, and what of the registry is not any more.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
+use rustix::io::Errno;
 use thinbak_engine::{DeviceId, DeviceInfo};
 use thinbak_proto::Failed;
+use uuid::Uuid;
 
-use super::{KernelPool, book::Entry, lease, mapper::MapperError, text::ThinLine};
+use super::{KernelPool, book::Entry, lease, mapper::MapperError, snapshots::is_drawn, text::ThinLine};
 use crate::pools::failure::of_view;
 
-/// An active device of the pool.
+/// An active device of the pool, or a part of one that has several targets.
 #[derive(Debug, Clone)]
 pub(super) struct Active {
     pub(super) name: String,
     pub(super) sectors: u64,
     pub(super) line: ThinLine,
+    /// Whether this is all of the device.
+    pub(super) is_whole: bool,
 }
 
 impl super::Inner {
@@ -21,12 +25,18 @@ impl super::Inner {
     pub(super) fn actives(&self) -> Result<Vec<Active>, MapperError> {
         let mut actives = Vec::new();
         for (name, _) in self.mapper.devices()? {
-            // One that went in between is not active.
-            let Ok(targets) = self.mapper.table(&name) else { continue };
-            let [(_, sectors, kind, line)] = targets.as_slice() else { continue };
-            let line = ThinLine::parse(line).filter(|line| kind == "thin" && line.pool == self.found.number);
-            if let Some(line) = line {
-                actives.push(Active { name, sectors: *sectors, line });
+            let targets = match self.mapper.table(&name) {
+                Ok(targets) => targets,
+                // One that went in between is not active; of any other it must be known.
+                Err(error) if error.is(Errno::NXIO) => continue,
+                Err(error) => return Err(error),
+            };
+            let is_whole = targets.len() == 1;
+            for (_, sectors, _, line) in targets.iter().filter(|(_, _, kind, _)| kind == "thin") {
+                let line = ThinLine::parse(line).filter(|line| line.pool == self.found.number);
+                if let Some(line) = line {
+                    actives.push(Active { name: name.clone(), sectors: *sectors, line, is_whole });
+                }
             }
         }
         Ok(actives)
@@ -47,6 +57,12 @@ impl KernelPool {
     /// Looks at all devices of the pool. Entries of devices that are gone, or that others have made anew under the same id,
     /// are forgotten.
     pub(super) fn survey(&self) -> Result<HashMap<DeviceId, DeviceInfo>, Failed> {
+        // What was made since then may not be in the view. What was private then may have been nothing but an intent.
+        let known: HashSet<Uuid> = {
+            let book = self.inner.book.lock();
+            let devices = book.contents().devices.iter().filter(|entry| !entry.role.is_transient());
+            devices.map(|entry| entry.uuid).collect()
+        };
         let frozen = lease::reserve(&self.inner)?;
         let devices = frozen.view.devices().map_err(of_view)?;
         frozen.release()?;
@@ -59,7 +75,7 @@ impl KernelPool {
                     Some(info) if is_that_of(entry, info) => {
                         entry.born = Some((info.details.transaction_id, info.details.creation_time));
                     }
-                    _ if entry.role.is_transient() => {}
+                    _ if entry.role.is_transient() || !known.contains(&entry.uuid) => {}
                     _ => gone.push((entry.device, entry.role.clone())),
                 }
             }
@@ -104,9 +120,11 @@ impl KernelPool {
     fn delete_left(&self, left: &[Entry], found: &HashMap<DeviceId, DeviceInfo>) -> Result<(), Failed> {
         for entry in left {
             let device = entry.device;
-            if found.get(&device).is_some_and(|info| is_that_of(entry, info))
-                && let Err(error) = self.inner.delete(device)
-            {
+            let is_there = found.get(&device).is_some_and(|info| is_that_of(entry, info));
+            if is_there && !is_drawn(device) {
+                // Such an id is given again by others: to a new device, which may look as this one did.
+                tracing::warn!(pool = self.inner.name, %device, "a device that was being removed is left, and forgotten");
+            } else if is_there && let Err(error) = self.inner.delete(device) {
                 tracing::warn!(pool = self.inner.name, %device, %error, "a private device is left");
                 continue;
             }
@@ -120,7 +138,7 @@ impl KernelPool {
 }
 
 /// Whether a device of the pool is the one of an entry: made when that was seen to be made, or as late as it says.
-fn is_that_of(entry: &Entry, info: &DeviceInfo) -> bool {
+pub(super) fn is_that_of(entry: &Entry, info: &DeviceInfo) -> bool {
     let details = &info.details;
     match entry.born {
         Some(born) => born == (details.transaction_id, details.creation_time),

@@ -49,6 +49,7 @@ impl KernelPool {
         let actives = self.inner.actives()?;
         let known = self.inner.book.lock().contents().volume(wanted).cloned();
         if let Some(entry) = known {
+            refuse_other(&entry, wanted, &actives)?;
             let active = actives.iter().find(|active| active.line.device == entry.device);
             return self.seen(entry, active);
         }
@@ -72,7 +73,7 @@ impl KernelPool {
         let size_bytes =
             active.map_or(entry.size_bytes, |active| active.sectors.saturating_mul(SECTOR_BYTES));
         if let Some(active) = active {
-            refuse_origin(active)?;
+            refuse_unserved(active)?;
         }
         let entry = Entry { size_bytes, ..entry };
         self.inner.book.lock().change(|book| {
@@ -82,7 +83,7 @@ impl KernelPool {
     }
 
     fn take_in(&self, active: &Active) -> Result<Volume, Failed> {
-        refuse_origin(active)?;
+        refuse_unserved(active)?;
         let device = active.line.device;
         let name = active.name.clone();
         check_volume_name(&name).map_err(|error| {
@@ -216,6 +217,8 @@ impl KernelPool {
     }
 
     pub(super) fn remove_one(&self, name: &str) -> Result<(), Failed> {
+        // What is not that device any more is forgotten, not removed.
+        self.survey()?;
         let volume = self.find_volume(name)?;
         let devices: Vec<DeviceId> = {
             let book = self.inner.book.lock();
@@ -273,7 +276,24 @@ fn unknown(device: DeviceId, active: Option<&Active>) -> Volume {
     }
 }
 
-fn refuse_origin(active: &Active) -> Result<(), Failed> {
+/// Refuses a name that another device goes by than the one that was registered under it.
+fn refuse_other(entry: &Entry, wanted: &str, actives: &[Active]) -> Result<(), Failed> {
+    let mut named = actives.iter().filter(|active| active.name == wanted).map(|active| active.line.device);
+    let Some(other) = named.find(|device| *device != entry.device) else { return Ok(()) };
+    let registered = entry.device;
+    let message = format!(
+        "`{wanted}` is registered as device {registered}, but the active device of that name is {other}"
+    );
+    Err(Failed::new(FailureKind::Refused, message)
+        .with_hint(format!("if it is another volume, give it another name: dmsetup rename {wanted} NAME")))
+}
+
+fn refuse_unserved(active: &Active) -> Result<(), Failed> {
+    if !active.is_whole {
+        let message = format!("{} has several targets, which this version does not read", active.name);
+        return Err(Failed::new(FailureKind::Refused, message)
+            .with_hint("a volume is an active device whose table is one thin target"));
+    }
     if !active.line.has_origin {
         return Ok(());
     }
