@@ -244,8 +244,11 @@ impl Keeper {
     /// Settles runs of processes that ended in the middle of them.
     pub(super) async fn recover(self: &Arc<Self>) {
         let Ok((state, _)) = self.remembered().await else { return };
-        for (name, job) in state.jobs.iter().filter(|(_, job)| job.running.is_some()) {
-            if let Ok(Some(_lock)) = self.lock(name).await {
+        for (name, _) in state.jobs.iter().filter(|(_, job)| job.running.is_some()) {
+            let Ok(Some(_lock)) = self.lock(name).await else { continue };
+            // Who had the lock meanwhile may have ended that run well, or settled it.
+            let Ok((state, _)) = self.remembered().await else { continue };
+            if let Some(job) = state.jobs.get(name) {
                 self.settle(name, job).await;
             }
         }
