@@ -71,6 +71,9 @@ impl Run<'_> {
                 Some(Some(event)) => {
                     self.note(&event).await;
                     self.tell(event).await;
+                    if self.interrupted {
+                        return Err(Failed::new(FailureKind::Failed, "the run was interrupted"));
+                    }
                 }
             }
         }
