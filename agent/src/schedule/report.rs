@@ -132,7 +132,11 @@ pub(crate) async fn jobs(keeper: &Keeper) -> Result<ListJobsResponse, Failed> {
 pub(crate) async fn status(keeper: &Keeper) -> Result<BackupStatusResponse, Failed> {
     let known = Known::of(keeper).await?;
     let config = &known.settings.jobs;
-    let of_jobs = config.jobs.iter().flat_map(|job| &job.volumes).chain(&config.not_backed_up);
+    let of_jobs = config
+        .jobs
+        .iter()
+        .flat_map(|job| job.volumes.iter().chain(&job.exclude))
+        .chain(&config.not_backed_up);
     let places = of_jobs.filter_map(Selector::place).collect();
     let pools = survey(keeper.pools(), places, None).await?;
     let mut problems: Vec<String> = known.problem.iter().cloned().collect();

@@ -137,7 +137,7 @@ impl Run<'_> {
     async fn choose(&mut self) -> Result<(), Failed> {
         let job = Arc::clone(&self.order.job);
         self.address = self.keeper.settings().repository_of(&job)?;
-        let places = job.volumes.iter().filter_map(Selector::place).collect();
+        let places = job.volumes.iter().chain(&job.exclude).filter_map(Selector::place).collect();
         let mut pools = survey(self.keeper.pools(), places, Some(&job.volumes)).await?;
         pools.retain(|pool| pool.is_in_any(&job.volumes));
         let host = job.host.clone().unwrap_or_else(host_name);
