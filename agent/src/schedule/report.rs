@@ -24,7 +24,10 @@ struct Known {
     settings: Arc<Settings>,
     state: State,
     scheduler: Scheduler,
-    problem: Option<String>,
+    /// What is wrong with what is remembered.
+    problems: Vec<String>,
+    /// When this process began.
+    since_ms: u64,
     now_ms: u64,
 }
 
@@ -33,7 +36,9 @@ impl Known {
         let (state, problem) = keeper.remembered().await?;
         let now_ms = now_ms();
         let scheduler = keeper.scheduler(&state, now_ms);
-        Ok(Self { settings: keeper.settings(), state, scheduler, problem, now_ms })
+        let problems = problem.into_iter().chain(keeper.forgotten()).collect();
+        let (settings, since_ms) = (keeper.settings(), keeper.since_ms());
+        Ok(Self { settings, state, scheduler, problems, since_ms, now_ms })
     }
 
     async fn jobs(&self, keeper: &Keeper) -> Vec<JobInfo> {
@@ -74,7 +79,7 @@ impl Known {
     fn covered(&self, pool: &PoolVolumes, volume: &VolumeInfo, job: &JobConfig) -> VolumeBackup {
         let of_job = self.state.jobs.get(&job.name);
         let known = of_job.and_then(|of_job| of_job.volumes.get(&volume.uuid)).cloned().unwrap_or_default();
-        let since = of_job.map_or(self.now_ms, |of_job| of_job.known_since_ms).max(volume.created_at_ms);
+        let since = of_job.map_or(self.since_ms, |of_job| of_job.known_since_ms).max(volume.created_at_ms);
         let VolumeState { last_success_ms, last_failure, done, .. } = known;
         let (failed_ms, failed) = last_failure.map(|last| (last.at_ms, last.message)).unwrap_or_default();
         let state = match last_success_ms {
@@ -125,7 +130,7 @@ fn named(pool: &PoolVolumes, volume: &VolumeInfo) -> VolumeBackup {
 pub(crate) async fn jobs(keeper: &Keeper) -> Result<ListJobsResponse, Failed> {
     let known = Known::of(keeper).await?;
     let jobs = known.jobs(keeper).await;
-    Ok(ListJobsResponse { jobs, kept: keeper.is_kept(), warnings: known.problem.into_iter().collect() })
+    Ok(ListJobsResponse { jobs, kept: keeper.is_kept(), warnings: known.problems })
 }
 
 /// Every volume of every known pool, and of those that jobs name by their places.
@@ -139,7 +144,7 @@ pub(crate) async fn status(keeper: &Keeper) -> Result<BackupStatusResponse, Fail
         .chain(&config.not_backed_up);
     let places = of_jobs.filter_map(Selector::place).collect();
     let pools = survey(keeper.pools(), places, None).await?;
-    let mut problems: Vec<String> = known.problem.iter().cloned().collect();
+    let mut problems = known.problems.clone();
     let mut volumes = Vec::new();
     for pool in &pools {
         if let Some(failed) = &pool.error {

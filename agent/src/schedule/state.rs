@@ -144,8 +144,9 @@ impl StateFile {
         }
     }
 
-    /// Changes the file while no other process does. What it was if it cannot be understood is set aside.
-    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> Result<T, Failed> {
+    /// Changes the file while no other process does. What it was if it cannot be understood is set aside. Returns whether
+    /// there was anything to write.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut State)) -> Result<bool, Failed> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);
         made.map_err(|error| self.io("make the folder of", &error))?;
         let _lock = self.lock().map_err(|error| self.io("lock", &error))?;
@@ -156,11 +157,12 @@ impl StateFile {
             tracing::error!(problem, aside = %aside.display(), "it is set aside; the jobs go on as if they were new");
         }
         let before = state.clone();
-        let result = change(&mut state);
-        if state != before {
+        change(&mut state);
+        let changed = state != before;
+        if changed {
             self.replace(&state).map_err(|error| self.io("write", &error))?;
         }
-        Ok(result)
+        Ok(changed)
     }
 
     /// Becomes the one that runs a job; `None` if another process does.
