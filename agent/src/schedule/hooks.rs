@@ -11,6 +11,8 @@
 //! | `THINBAK_FAILED_VOLUMES` | not for `before`: those of them that failed |
 //! | `THINBAK_ERROR` | not for `before`: why; empty if all went well |
 //! | `THINBAK_RETRY_SECONDS` | `on_failure` only: when the run is repeated; empty if it is not |
+//!
+//! A value other than the volumes is cut at 8 KiB. Control characters other than the end of a line are blanks in it.
 
 use std::{
     process::{ExitStatus, Stdio},

@@ -19,6 +19,9 @@ use crate::{
     pools::now_ms,
 };
 
+/// A success that is further in the future was told by a clock that was ahead, and does not say how long ago it was.
+const AHEAD_MS: u64 = 5 * 60 * 1000;
+
 /// What is known of the jobs.
 struct Known {
     settings: Arc<Settings>,
@@ -79,12 +82,17 @@ impl Known {
     fn covered(&self, pool: &PoolVolumes, volume: &VolumeInfo, job: &JobConfig) -> VolumeBackup {
         let of_job = self.state.jobs.get(&job.name);
         let known = of_job.and_then(|of_job| of_job.volumes.get(&volume.uuid)).cloned().unwrap_or_default();
-        let since = of_job.map_or(self.since_ms, |of_job| of_job.known_since_ms).max(volume.created_at_ms);
+        let latest = self.now_ms.saturating_add(AHEAD_MS);
+        let since = of_job.map(|of_job| of_job.known_since_ms.max(volume.created_at_ms));
+        let since = since.filter(|since| *since <= latest).unwrap_or(self.since_ms);
+        let is_failed = known.is_failed();
         let VolumeState { last_success_ms, last_failure, done, .. } = known;
         let (failed_ms, failed) = last_failure.map(|last| (last.at_ms, last.message)).unwrap_or_default();
         let state = match last_success_ms {
-            success if failed_ms > success.unwrap_or_default() => BackupState::Failed,
-            success if is_overdue(job, success.unwrap_or(since), self.now_ms) => BackupState::Overdue,
+            _ if is_failed => BackupState::Failed,
+            success if is_overdue(job, success.filter(|at| *at <= latest).unwrap_or(since), self.now_ms) => {
+                BackupState::Overdue
+            }
             None => BackupState::Waiting,
             Some(_) => BackupState::Ok,
         };
@@ -164,7 +172,8 @@ pub(crate) async fn status(keeper: &Keeper) -> Result<BackupStatusResponse, Fail
         }
     }
     let jobs = known.jobs(keeper).await;
-    for job in jobs.iter().filter(|job| job.last_failure_ms > job.last_success_ms) {
+    let is_failed = |job: &&JobInfo| known.state.jobs.get(&job.name).is_some_and(JobState::is_failed);
+    for job in jobs.iter().filter(is_failed) {
         let told = |volume: &VolumeBackup| volume.job == job.name && volume.state() == BackupState::Failed;
         if !volumes.iter().any(told) {
             let when = format_local(job.last_failure_ms);
