@@ -489,6 +489,19 @@ fn what_cannot_be_remembered_does_not_keep_a_backup_from_being_made() -> Result<
 }
 
 #[test]
+fn an_agent_that_cannot_remember_says_so() -> Result<()> {
+    let host = Host::new()?;
+    host.configure("[[job]]\nname = \"j\"\nvolumes = [\"p/*\"]\nschedule = \"1d\"\n")?;
+    fs::create_dir(host.world.scratch.join("state/jobs.json.new"))?;
+    let agent = host.agent()?;
+    host.until("it is told", || {
+        let (status, code) = host.status()?;
+        Ok(code == 3 && status["problems"].to_string().contains("cannot be remembered"))
+    })?;
+    agent.stop()
+}
+
+#[test]
 fn an_agent_with_a_job_that_has_nowhere_to_go_does_not_start() -> Result<()> {
     let host = Host::new()?;
     let job = "[[job]]\nname = \"j\"\nvolumes = [\"p/*\"]\n";

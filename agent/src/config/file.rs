@@ -225,6 +225,8 @@ mod tests {
             (job("server = \"http://x\"\nrepository = \"/r\""), 2, "both `server` and `repository`"),
             (job("repository = \"r\""), 2, "`repository` must be an absolute path"),
             (job("host = \"a/b\""), 2, "`host` cannot be"),
+            (job("host = \"pro?\""), 2, "`host` cannot be"),
+            (job("host = \"*\""), 2, "`host` cannot be"),
             (job(&job("")), 6, "another job has this `name`"),
         ] {
             let (found_line, found) = refused(&text);

@@ -156,6 +156,9 @@ impl JobEntry {
         }
         if let Some(host) = &self.host {
             check_volume_name(host).map_err(|error| named(format!("`host` cannot be this: {error}")))?;
+            if let Some(odd) = host.chars().find(|c| matches!(c, '*' | '?')) {
+                return Err(named(format!("`host` cannot be this: {odd:?} is for patterns of names")));
+            }
         }
         let repository = match (&self.server, &self.repository) {
             (Some(_), Some(_)) => return Err(named("both `server` and `repository` are given".to_owned())),

@@ -11,6 +11,8 @@
 //! | `THINBAK_FAILED_VOLUMES` | not for `before`: those of them that failed |
 //! | `THINBAK_ERROR` | not for `before`: why; empty if all went well |
 //! | `THINBAK_RETRY_SECONDS` | `on_failure` only: when the run is repeated; empty if it is not |
+//!
+//! A value other than the volumes is cut at 8 KiB. Control characters other than the end of a line are blanks in it.
 
 use std::{
     process::{ExitStatus, Stdio},
@@ -35,6 +37,8 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 const KEPT_BYTES: usize = 2048;
 /// The kernel takes 128 KiB as one variable at most.
 const MAX_VOLUMES_BYTES: usize = 96 * 1024;
+/// Of any other value, so much is told at most.
+const MAX_VALUE_BYTES: usize = 8 * 1024;
 
 /// A program to run.
 pub(super) struct Hook<'a> {
@@ -55,7 +59,7 @@ impl Hook<'_> {
         let mut command = Command::new(program);
         command
             .args(arguments)
-            .envs(self.variables.iter().map(|(name, value)| (name, value)))
+            .envs(self.variables.iter().map(|(name, value)| (name, value_of(name, value))))
             .env("THINBAK_HOOK", self.name)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -88,7 +92,7 @@ impl Hook<'_> {
                 reader.abort();
             }
         }
-        let said = String::from_utf8_lossy(&said.lock()).trim().to_owned();
+        let said = clean(&String::from_utf8_lossy(&said.lock()), MAX_VALUE_BYTES).trim().to_owned();
         tracing::info!(hook = self.name, program, ok = ended.is_ok(), said, "a hook has ended");
         ended.map_err(|how| match said.lines().last() {
             Some(last) => format!("{program} {how}: {last}"),
@@ -110,6 +114,27 @@ pub(super) fn lines<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
         text.push_str(name);
     }
     text
+}
+
+/// A value as it is put into the environment: a zero byte in it would keep the program from being started.
+fn value_of(name: &str, value: &str) -> String {
+    let most = match name {
+        "THINBAK_VOLUMES" | "THINBAK_FAILED_VOLUMES" => MAX_VOLUMES_BYTES,
+        _ => MAX_VALUE_BYTES,
+    };
+    clean(value, most)
+}
+
+/// The beginning of a text, no more bytes than `most`, with blanks for control characters other than the line's end.
+fn clean(text: &str, most: usize) -> String {
+    let mut cleaned = String::new();
+    for c in text.chars() {
+        if cleaned.len() + c.len_utf8() > most {
+            break;
+        }
+        cleaned.push(if c.is_control() && c != '\n' { ' ' } else { c });
+    }
+    cleaned
 }
 
 /// Asks a program and all that it started to end, then ends them.
@@ -182,6 +207,17 @@ mod tests {
     #[tokio::test]
     async fn a_child_that_is_left_over_is_not_waited_for() {
         run(&["/bin/sh", "-c", "sleep 3 & exit 0"], LONG).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_a_hook_says_with_zero_bytes_keeps_no_other_from_being_started() {
+        let failed = run(&["/bin/sh", "-c", "printf 'a\\000b\\033c'; exit 1"], LONG).await.unwrap_err();
+        assert!(failed.ends_with(": a b c"), "{failed:?}");
+        let words = ["/bin/sh", "-c", "test \"$THINBAK_ERROR\" = 'x y' && test ${#THINBAK_JOB} = 8192"];
+        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        let variables = vec![("THINBAK_ERROR", "x\0y".to_owned()), ("THINBAK_JOB", "j".repeat(200_000))];
+        let hook = Hook { name: "after", words: &words, limit: LONG, variables };
+        hook.run(std::future::pending()).await.unwrap();
     }
 
     #[test]

@@ -57,6 +57,10 @@ pub struct Keeper {
     pub(super) changed: Notify,
     kept: AtomicBool,
     counters: Counters,
+    /// When this process began, in milliseconds since 1970.
+    since_ms: u64,
+    /// Why what happened last could not be remembered.
+    forgotten: Mutex<Option<String>>,
 }
 
 /// How many runs and backups have ended how, in this process.
@@ -114,6 +118,8 @@ impl Keeper {
             changed: Notify::new(),
             kept: AtomicBool::new(false),
             counters: Counters::default(),
+            since_ms: now_ms(),
+            forgotten: Mutex::default(),
         })
     }
 
@@ -123,6 +129,16 @@ impl Keeper {
 
     pub(crate) fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// When this process began to know of jobs, in milliseconds since 1970.
+    pub(super) fn since_ms(&self) -> u64 {
+        self.since_ms
+    }
+
+    /// Why what happened last could not be remembered.
+    pub(super) fn forgotten(&self) -> Option<String> {
+        self.forgotten.lock().clone()
     }
 
     pub(crate) fn pools(&self) -> PoolsClient<BoxedChannel> {
@@ -166,8 +182,14 @@ impl Keeper {
             }
             change(known);
         };
-        if let Err(failed) = blocking(move || file.change(change)).await {
-            tracing::error!(job, error = %failed, "what happened cannot be remembered");
+        match blocking(move || file.change(change)).await {
+            Ok(true) => *self.forgotten.lock() = None,
+            Ok(false) => {}
+            Err(failed) => {
+                tracing::error!(job, error = %failed, "what happened cannot be remembered");
+                *self.forgotten.lock() =
+                    Some(format!("what happens to jobs cannot be remembered: {}", failed.message));
+            }
         }
     }
 
@@ -244,8 +266,11 @@ impl Keeper {
     /// Settles runs of processes that ended in the middle of them.
     pub(super) async fn recover(self: &Arc<Self>) {
         let Ok((state, _)) = self.remembered().await else { return };
-        for (name, job) in state.jobs.iter().filter(|(_, job)| job.running.is_some()) {
-            if let Ok(Some(_lock)) = self.lock(name).await {
+        for (name, _) in state.jobs.iter().filter(|(_, job)| job.running.is_some()) {
+            let Ok(Some(_lock)) = self.lock(name).await else { continue };
+            // Who had the lock meanwhile may have ended that run well, or settled it.
+            let Ok((state, _)) = self.remembered().await else { continue };
+            if let Some(job) = state.jobs.get(name) {
                 self.settle(name, job).await;
             }
         }
@@ -338,4 +363,62 @@ fn changes(old: &[JobConfig], new: &[JobConfig]) -> Vec<String> {
     });
     let gone = old.iter().filter(|job| find(new, &job.name).is_none());
     kept.chain(gone.map(|job| format!("job `{}` is gone", job.name))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{
+        config::{Level, Surroundings},
+        schedule::state::RunState,
+    };
+
+    fn keeper(dir: &Path) -> Arc<Keeper> {
+        let around = Surroundings { variable: &|_| None, root: true, directory: dir.to_owned() };
+        let file = dir.join("agent.toml");
+        std::fs::write(&file, "").unwrap();
+        let flags = Level { state_dir: Some(dir.to_owned()), ..Level::default() };
+        let settings = Settings::resolve(flags, Some(&file), &around).unwrap();
+        Keeper::new(PoolManager::new(dir.to_owned()), settings, None)
+    }
+
+    #[tokio::test]
+    async fn a_run_that_ends_while_its_lock_is_waited_for_is_not_settled() {
+        let dir = tempfile::tempdir().unwrap();
+        let keeper = keeper(dir.path());
+        let running = |state: &mut State| {
+            let run = RunState { started_ms: 1, ..RunState::default() };
+            state.jobs.entry("j".into()).or_default().running = Some(run);
+        };
+        keeper.state.change(running).unwrap();
+        let lock = keeper.state.lock_run("j").unwrap();
+        assert!(lock.is_some());
+        let recovering = Arc::clone(&keeper);
+        let recovered = tokio::spawn(async move { recovering.recover().await });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        keeper.state.change(|state| state.jobs.get_mut("j").unwrap().running = None).unwrap();
+        drop(lock);
+        recovered.await.unwrap();
+        let (state, _) = keeper.remembered().await.unwrap();
+        assert_eq!(state.jobs["j"].last_failure, None, "it went well");
+        // One that nobody runs is settled.
+        keeper.state.change(running).unwrap();
+        keeper.recover().await;
+        let (state, _) = keeper.remembered().await.unwrap();
+        assert!(state.jobs["j"].running.is_none() && state.jobs["j"].last_failure.is_some());
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_remembered_is_known_until_it_can() {
+        let dir = tempfile::tempdir().unwrap();
+        let keeper = keeper(dir.path());
+        std::fs::create_dir(dir.path().join("jobs.json.new")).unwrap();
+        keeper.remember("j", |job| job.last_start_ms = Some(1)).await;
+        assert!(keeper.forgotten().is_some());
+        std::fs::remove_dir(dir.path().join("jobs.json.new")).unwrap();
+        keeper.remember("j", |job| job.last_start_ms = Some(2)).await;
+        assert_eq!(keeper.forgotten(), None);
+    }
 }

@@ -19,12 +19,18 @@ use crate::{
     pools::now_ms,
 };
 
+/// A success that is further in the future was told by a clock that was ahead, and does not say how long ago it was.
+const AHEAD_MS: u64 = 5 * 60 * 1000;
+
 /// What is known of the jobs.
 struct Known {
     settings: Arc<Settings>,
     state: State,
     scheduler: Scheduler,
-    problem: Option<String>,
+    /// What is wrong with what is remembered.
+    problems: Vec<String>,
+    /// When this process began.
+    since_ms: u64,
     now_ms: u64,
 }
 
@@ -33,7 +39,9 @@ impl Known {
         let (state, problem) = keeper.remembered().await?;
         let now_ms = now_ms();
         let scheduler = keeper.scheduler(&state, now_ms);
-        Ok(Self { settings: keeper.settings(), state, scheduler, problem, now_ms })
+        let problems = problem.into_iter().chain(keeper.forgotten()).collect();
+        let (settings, since_ms) = (keeper.settings(), keeper.since_ms());
+        Ok(Self { settings, state, scheduler, problems, since_ms, now_ms })
     }
 
     async fn jobs(&self, keeper: &Keeper) -> Vec<JobInfo> {
@@ -74,12 +82,17 @@ impl Known {
     fn covered(&self, pool: &PoolVolumes, volume: &VolumeInfo, job: &JobConfig) -> VolumeBackup {
         let of_job = self.state.jobs.get(&job.name);
         let known = of_job.and_then(|of_job| of_job.volumes.get(&volume.uuid)).cloned().unwrap_or_default();
-        let since = of_job.map_or(self.now_ms, |of_job| of_job.known_since_ms).max(volume.created_at_ms);
+        let latest = self.now_ms.saturating_add(AHEAD_MS);
+        let since = of_job.map(|of_job| of_job.known_since_ms.max(volume.created_at_ms));
+        let since = since.filter(|since| *since <= latest).unwrap_or(self.since_ms);
+        let is_failed = known.is_failed();
         let VolumeState { last_success_ms, last_failure, done, .. } = known;
         let (failed_ms, failed) = last_failure.map(|last| (last.at_ms, last.message)).unwrap_or_default();
         let state = match last_success_ms {
-            success if failed_ms > success.unwrap_or_default() => BackupState::Failed,
-            success if is_overdue(job, success.unwrap_or(since), self.now_ms) => BackupState::Overdue,
+            _ if is_failed => BackupState::Failed,
+            success if is_overdue(job, success.filter(|at| *at <= latest).unwrap_or(since), self.now_ms) => {
+                BackupState::Overdue
+            }
             None => BackupState::Waiting,
             Some(_) => BackupState::Ok,
         };
@@ -125,17 +138,21 @@ fn named(pool: &PoolVolumes, volume: &VolumeInfo) -> VolumeBackup {
 pub(crate) async fn jobs(keeper: &Keeper) -> Result<ListJobsResponse, Failed> {
     let known = Known::of(keeper).await?;
     let jobs = known.jobs(keeper).await;
-    Ok(ListJobsResponse { jobs, kept: keeper.is_kept(), warnings: known.problem.into_iter().collect() })
+    Ok(ListJobsResponse { jobs, kept: keeper.is_kept(), warnings: known.problems })
 }
 
 /// Every volume of every known pool, and of those that jobs name by their places.
 pub(crate) async fn status(keeper: &Keeper) -> Result<BackupStatusResponse, Failed> {
     let known = Known::of(keeper).await?;
     let config = &known.settings.jobs;
-    let of_jobs = config.jobs.iter().flat_map(|job| &job.volumes).chain(&config.not_backed_up);
+    let of_jobs = config
+        .jobs
+        .iter()
+        .flat_map(|job| job.volumes.iter().chain(&job.exclude))
+        .chain(&config.not_backed_up);
     let places = of_jobs.filter_map(Selector::place).collect();
     let pools = survey(keeper.pools(), places, None).await?;
-    let mut problems: Vec<String> = known.problem.iter().cloned().collect();
+    let mut problems = known.problems.clone();
     let mut volumes = Vec::new();
     for pool in &pools {
         if let Some(failed) = &pool.error {
@@ -155,7 +172,8 @@ pub(crate) async fn status(keeper: &Keeper) -> Result<BackupStatusResponse, Fail
         }
     }
     let jobs = known.jobs(keeper).await;
-    for job in jobs.iter().filter(|job| job.last_failure_ms > job.last_success_ms) {
+    let is_failed = |job: &&JobInfo| known.state.jobs.get(&job.name).is_some_and(JobState::is_failed);
+    for job in jobs.iter().filter(is_failed) {
         let told = |volume: &VolumeBackup| volume.job == job.name && volume.state() == BackupState::Failed;
         if !volumes.iter().any(told) {
             let when = format_local(job.last_failure_ms);

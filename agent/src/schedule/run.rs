@@ -8,12 +8,13 @@ mod around;
 mod backup;
 mod ending;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use thinbak_proto::{
     Failed, FailureKind,
     v1::{JobError, JobEvent, RepositoryAddress, job_event::Event},
 };
+use tokio::sync::mpsc::error::TrySendError;
 
 pub(super) use self::around::owed_after;
 use super::{
@@ -27,6 +28,9 @@ use crate::{
     config::{JobConfig, Selector, host_name},
     pools::now_ms,
 };
+
+/// How long a run waits for who asked for it to read what it tells.
+const LISTENER_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What is to be run.
 pub(super) struct Order {
@@ -133,7 +137,7 @@ impl Run<'_> {
     async fn choose(&mut self) -> Result<(), Failed> {
         let job = Arc::clone(&self.order.job);
         self.address = self.keeper.settings().repository_of(&job)?;
-        let places = job.volumes.iter().filter_map(Selector::place).collect();
+        let places = job.volumes.iter().chain(&job.exclude).filter_map(Selector::place).collect();
         let mut pools = survey(self.keeper.pools(), places, Some(&job.volumes)).await?;
         pools.retain(|pool| pool.is_in_any(&job.volumes));
         let host = job.host.clone().unwrap_or_else(host_name);
@@ -214,17 +218,27 @@ impl Run<'_> {
         self.errors.push((what, failed));
     }
 
-    async fn tell(&self, event: Event) {
+    /// Tells who asked for the run. One that does not read for a long time, as a command that was stopped at its
+    /// terminal, is taken for gone: the run is interrupted.
+    async fn tell(&mut self, event: Event) {
         let Some(told) = &self.told else { return };
-        let event = Ok(JobEvent { event: Some(event) });
-        match &event {
-            // A reader that is behind misses a status.
-            Ok(JobEvent { event: Some(Event::Status(_)) }) => {
-                let _ = told.try_send(event);
-            }
-            _ => {
-                let _ = told.send(event).await;
-            }
+        // A reader that is behind misses a status.
+        if matches!(event, Event::Status(_)) {
+            let _ = told.try_send(Ok(JobEvent { event: Some(event) }));
+            return;
+        }
+        let event = JobEvent { event: Some(event) };
+        if offer(told, event, self.keeper.stopped(), LISTENER_PATIENCE).await {
+            return;
+        }
+        tracing::warn!(job = self.job().name, "who asked for the run does not read: it is interrupted");
+        self.interrupted = true;
+        let message = format!("job `{}` was interrupted: what it told was not read", self.job().name);
+        if let Some(told) = self.told.take() {
+            tokio::spawn(async move {
+                // Should it read again, it learns of it.
+                let _ = told.send(Err(Failed::new(FailureKind::Failed, message).into())).await;
+            });
         }
     }
 
@@ -252,5 +266,38 @@ impl Run<'_> {
             () = keeper.stopped() => {}
             () = gone => {}
         }
+    }
+}
+
+/// Has a listener take an event. Waits for room until `stopped`, and no longer than `patience`: false if that was in vain.
+async fn offer(told: &Told, event: JobEvent, stopped: impl Future<Output = ()>, patience: Duration) -> bool {
+    let Err(TrySendError::Full(event)) = told.try_send(Ok(event)) else { return true };
+    tokio::select! {
+        // That nobody listens any more is seen by others.
+        _ = told.send(event) => true,
+        () = stopped => true,
+        () = tokio::time::sleep(patience) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_listener_that_does_not_read_is_not_waited_for_for_ever() {
+        const SHORT: Duration = Duration::from_millis(20);
+        const LONG: Duration = Duration::from_secs(3600);
+        let (told, mut heard) = tokio::sync::mpsc::channel(1);
+        let event = JobEvent::default;
+        assert!(offer(&told, event(), pending(), LONG).await);
+        assert!(!offer(&told, event(), pending(), SHORT).await, "nobody reads");
+        assert!(offer(&told, event(), ready(()), LONG).await, "the agent stops");
+        heard.recv().await.unwrap().unwrap();
+        assert!(offer(&told, event(), pending(), LONG).await);
+        drop(heard);
+        assert!(offer(&told, event(), pending(), LONG).await, "gone");
     }
 }

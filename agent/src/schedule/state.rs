@@ -49,6 +49,9 @@ pub(crate) struct JobState {
     /// The end of the last run in which all went well.
     pub(crate) last_success_ms: Option<u64>,
     pub(crate) last_failure: Option<Failure>,
+    /// Whether the last run went well. Absent: written before this was remembered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) last_ok: Option<bool>,
     /// By uuid.
     pub(crate) volumes: BTreeMap<String, VolumeState>,
 }
@@ -82,6 +85,9 @@ pub(crate) struct VolumeState {
     pub(crate) volume: String,
     pub(crate) last_success_ms: Option<u64>,
     pub(crate) last_failure: Option<Failure>,
+    /// Whether the last backup went well. Absent: written before this was remembered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) last_ok: Option<bool>,
     /// What the last success was.
     pub(crate) done: Option<Done>,
 }
@@ -108,7 +114,27 @@ impl JobState {
     /// Notes a failure of the job.
     pub(crate) fn failed(&mut self, at_ms: u64, message: impl Into<String>) {
         self.last_failure = Some(Failure { at_ms, message: message.into() });
+        self.last_ok = Some(false);
     }
+
+    /// Whether the last run did not go well.
+    pub(crate) fn is_failed(&self) -> bool {
+        is_failed(self.last_ok, self.last_failure.as_ref(), self.last_success_ms)
+    }
+}
+
+impl VolumeState {
+    /// Whether the last backup did not go well.
+    pub(crate) fn is_failed(&self) -> bool {
+        is_failed(self.last_ok, self.last_failure.as_ref(), self.last_success_ms)
+    }
+}
+
+/// The order in which things happened counts, for the clock may have been set between them. Only where it is not
+/// remembered the clock is asked.
+fn is_failed(last_ok: Option<bool>, failure: Option<&Failure>, success_ms: Option<u64>) -> bool {
+    let by_clock = || failure.is_none_or(|failure| failure.at_ms <= success_ms.unwrap_or_default());
+    !last_ok.unwrap_or_else(by_clock)
 }
 
 /// The file and its locks. Methods block.
@@ -144,8 +170,9 @@ impl StateFile {
         }
     }
 
-    /// Changes the file while no other process does. What it was if it cannot be understood is set aside.
-    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> Result<T, Failed> {
+    /// Changes the file while no other process does. What it was if it cannot be understood is set aside. Returns whether
+    /// there was anything to write.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut State)) -> Result<bool, Failed> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);
         made.map_err(|error| self.io("make the folder of", &error))?;
         let _lock = self.lock().map_err(|error| self.io("lock", &error))?;
@@ -156,11 +183,12 @@ impl StateFile {
             tracing::error!(problem, aside = %aside.display(), "it is set aside; the jobs go on as if they were new");
         }
         let before = state.clone();
-        let result = change(&mut state);
-        if state != before {
+        change(&mut state);
+        let changed = state != before;
+        if changed {
             self.replace(&state).map_err(|error| self.io("write", &error))?;
         }
-        Ok(result)
+        Ok(changed)
     }
 
     /// Becomes the one that runs a job; `None` if another process does.
@@ -251,6 +279,20 @@ mod tests {
         let (state, problem) = StateFile::new(dir.path().join("a/b")).read().unwrap();
         assert_eq!(problem, None);
         assert_eq!(state.jobs["j"].last_failure, Some(Failure { at_ms: 7, message: "so".into() }));
+    }
+
+    #[test]
+    fn a_failure_after_a_success_of_a_clock_that_was_ahead_counts() {
+        let mut job = JobState { last_success_ms: Some(900), last_ok: Some(true), ..JobState::default() };
+        assert!(!job.is_failed());
+        job.failed(100, "so");
+        assert!(job.is_failed());
+        // A file of before: by the clock.
+        let old = r#"{"pool":"p","volume":"v","last_success_ms":5,"last_failure":{"at_ms":7,"message":""},"done":null}"#;
+        let mut volume: VolumeState = serde_json::from_str(old).unwrap();
+        assert!(volume.is_failed());
+        volume.last_success_ms = Some(8);
+        assert!(!volume.is_failed() && !VolumeState::default().is_failed());
     }
 
     #[test]

@@ -86,8 +86,15 @@ async fn volumes(repository: &Repository, name: v1::VolumeName) -> Result<Vec<(U
         let uuid = repository.volume(Some(name)).await?;
         return Ok(known.into_iter().filter(|(known, _)| *known == uuid).collect());
     }
-    let texts = [name.name.clone(), format!("{}/{}", name.host, name.name)];
-    for text in texts.iter().take(if name.host.is_empty() { 1 } else { 2 }) {
+    let mut texts = vec![name.name.clone()];
+    if !name.host.is_empty() {
+        texts.push(format!("{}/{}", name.host, name.name));
+    }
+    // A volume may be called as patterns are: then it alone is meant, and nothing that the pattern would match.
+    if let Some(exact) = texts.iter().find_map(|text| known.iter().find(|(_, name)| name == text)) {
+        return Ok(vec![exact.clone()]);
+    }
+    for text in &texts {
         let pattern =
             Pattern::new(text).map_err(|error| Failed::new(FailureKind::Usage, error.to_string()))?;
         let found: Vec<_> = known.iter().filter(|(_, name)| pattern.matches(name)).cloned().collect();

@@ -71,6 +71,9 @@ impl Run<'_> {
                 Some(Some(event)) => {
                     self.note(&event).await;
                     self.tell(event).await;
+                    if self.interrupted {
+                        return Err(Failed::new(FailureKind::Failed, "the run was interrupted"));
+                    }
                 }
             }
         }
@@ -119,6 +122,7 @@ impl Run<'_> {
         self.remember(move |job| {
             let known: &mut VolumeState = job.volumes.entry(chosen.uuid).or_default();
             (known.pool, known.volume) = (chosen.pool, chosen.volume);
+            known.last_ok = Some(outcome.is_ok());
             match outcome {
                 Ok(done) => (known.last_success_ms, known.done) = (Some(at_ms), Some(done)),
                 Err(failure) => known.last_failure = Some(failure),

@@ -52,7 +52,7 @@ impl Run<'_> {
             job.last_end_ms = Some(ended_ms);
             match went {
                 // Of a repetition: all that had failed before is well now.
-                Went::Well => job.last_success_ms = Some(ended_ms),
+                Went::Well => (job.last_success_ms, job.last_ok) = (Some(ended_ms), Some(true)),
                 Went::Badly | Went::BrokenOff => job.failed(ended_ms, why.unwrap_or_default()),
             }
             if let Some(plan) = job.plan.as_mut().filter(|_| by_schedule) {

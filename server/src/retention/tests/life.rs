@@ -237,6 +237,23 @@ async fn several_volumes_of_one_call_are_each_pruned_once() {
 }
 
 #[tokio::test]
+async fn a_volume_that_is_called_as_a_pattern_is_meant_alone() {
+    let place = Place::new().await;
+    let volumes = ["h/p/*", "h/p/v", "pro?/p/v", "prod/p/v"].map(|name| (Uuid::new_v4(), name));
+    for (volume, name) in volumes {
+        place.hourly(volume, name, 3).await;
+    }
+    for (request, pruned) in [("h/p/*", "h/p/*"), ("pro?/p/v", "pro?/p/v"), ("p/*", "h/p/*")] {
+        let (lines, summary) = place.prune(self::request(request, last(1))).await;
+        assert_eq!(summary.volumes, 1, "{request}: {lines:?}");
+        assert!(lines.iter().all(|line| line.starts_with(&format!("{pruned}:"))), "{lines:?}");
+    }
+    for untouched in [1, 3] {
+        assert_eq!(place.visible(volumes[untouched].0).await, [1, 2, 3]);
+    }
+}
+
+#[tokio::test]
 async fn requests_that_make_no_sense_are_refused() {
     let place = Place::new().await;
     place.hourly(Uuid::new_v4(), "h/p/v", 2).await;
