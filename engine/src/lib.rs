@@ -39,3 +39,4 @@ pub use self::metadata_view::{Change, ChangeKind, MetadataView, Roots, ViewError
 pub use self::pool::{
     DiscardMode, Features, MappedRun, Operation, Pool, PoolError, PoolMode, PoolStatus, PoolTable, Thin,
 };
+pub use self::registry::Role;

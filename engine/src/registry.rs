@@ -38,8 +38,8 @@ pub use self::error::RegistryError;
 pub(crate) use self::error::TransactError;
 pub(crate) use self::log::{FileLog, JOURNAL, JOURNAL_NEW, Log, ReplaceError, sync_directory};
 pub use self::point::{Base, Point};
-pub use self::state::ExternalOrigin;
-pub(crate) use self::state::{Change, Entry, HeldSnapshot, Role, State};
+pub(crate) use self::state::{Change, Entry, HeldSnapshot, State};
+pub use self::state::{ExternalOrigin, Role};
 
 use self::record::{FORMAT, FormatOnly, Header, Reader, Record, StateLine, push_line, serialise};
 use crate::format::DeviceId;

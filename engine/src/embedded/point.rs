@@ -5,7 +5,7 @@ use uuid::Uuid;
 use super::heads::find_current;
 use super::volume::Volume;
 use super::{EmbeddedError, EmbeddedPool};
-use crate::format::{DeviceId, MetadataBlock};
+use crate::format::{DeviceId, DeviceInfo, MetadataBlock};
 use crate::metadata_view::{MetadataView, ViewError};
 use crate::registry::{Entry, Point};
 
@@ -78,6 +78,33 @@ pub enum NotProven {
     Unreadable(#[from] ViewError),
 }
 
+impl Point {
+    /// Describes a snapshot, which is `device` in `view`.
+    ///
+    /// # Errors
+    /// The root of its mappings cannot be read.
+    pub fn of(
+        snapshot: &Volume,
+        pool_uuid: Uuid,
+        block_bytes: u64,
+        device: &DeviceInfo,
+        view: &MetadataView,
+    ) -> Result<Self, ViewError> {
+        Ok(Self {
+            identity: snapshot.uuid,
+            pool_uuid,
+            device_id: snapshot.device,
+            transaction_id: device.details.transaction_id,
+            created_at_ms: snapshot.created_at_ms,
+            size_bytes: snapshot.size_bytes,
+            block_bytes,
+            mapped_blocks: device.details.mapped_blocks,
+            root_block: device.root,
+            root_checksum: view.root_checksum(device.root)?,
+        })
+    }
+}
+
 impl EmbeddedPool {
     /// Describes a snapshot as `view` shows it, so that [`prove`](Self::prove) recognises it later.
     ///
@@ -87,18 +114,13 @@ impl EmbeddedPool {
         let entry = find_current(self.inner.books.lock().registry.state(), snapshot)?.clone();
         let stale = || EmbeddedError::Stale { name: snapshot.name.clone(), device: entry.device };
         let device = view.device(entry.device)?.ok_or_else(stale)?;
-        Ok(Point {
-            identity: entry.uuid,
-            pool_uuid: self.uuid(),
-            device_id: entry.device,
-            transaction_id: device.details.transaction_id,
-            created_at_ms: entry.created_at_ms,
+        let current = Volume {
+            uuid: entry.uuid,
             size_bytes: entry.size_bytes,
-            block_bytes: self.inner.pool.block_size().bytes(),
-            mapped_blocks: device.details.mapped_blocks,
-            root_block: device.root,
-            root_checksum: view.root_checksum(device.root)?,
-        })
+            created_at_ms: entry.created_at_ms,
+            ..snapshot.clone()
+        };
+        Ok(Point::of(&current, self.uuid(), self.inner.pool.block_size().bytes(), &device, view)?)
     }
 
     /// Proves that the snapshot of a point is still in this pool, read-only, and never written: every field of the

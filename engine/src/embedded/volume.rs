@@ -79,23 +79,9 @@ impl Volume {
             Some(Role::Volume { name }) => name.clone(),
             _ => String::new(),
         };
-        let (name, kind) = match &entry.role {
-            Role::Volume { name } => (name.clone(), Kind::Volume),
-            Role::Snapshot { of, name } => {
-                let of = name_of(*of);
-                (format!("{of}@{name}"), Kind::Snapshot { of })
-            }
-            Role::Base { of, repository } => {
-                let generation = state.bases.get(&(*repository, *of)).map_or(0, |base| base.generation);
-                let of = name_of(*of);
-                (format!("{of}@{}", base_name(*repository, generation)), Kind::Base { of })
-            }
-            Role::Head => (format!("#{}", entry.device), Kind::Head),
-            Role::Trash => (format!("#{}", entry.device), Kind::Trash),
-            Role::Candidate { of } => {
-                (format!("{}@thinbak-candidate-{}", name_of(*of), entry.device), Kind::Candidate)
-            }
-        };
+        let generation_of =
+            |repository, volume| state.bases.get(&(repository, volume)).map_or(0, |base| base.generation);
+        let (name, kind) = entry.role.describe(entry.device, name_of, generation_of);
         Self {
             name,
             uuid: entry.uuid,
@@ -105,6 +91,35 @@ impl Volume {
             kind,
             read_only: entry.role.is_read_only(),
             origin: entry.origin.clone(),
+        }
+    }
+}
+
+impl Role {
+    /// The name and kind under which users see a device of this role. `name_of` a volume, by its identity; `generation_of`
+    /// the base of a repository (the first) and a volume.
+    pub fn describe(
+        &self,
+        device: DeviceId,
+        name_of: impl Fn(Uuid) -> String,
+        generation_of: impl Fn(Uuid, Uuid) -> u64,
+    ) -> (String, Kind) {
+        match self {
+            Self::Volume { name } => (name.clone(), Kind::Volume),
+            Self::Snapshot { of, name } => {
+                let of = name_of(*of);
+                (format!("{of}@{name}"), Kind::Snapshot { of })
+            }
+            Self::Base { of, repository } => {
+                let generation = generation_of(*repository, *of);
+                let of = name_of(*of);
+                (format!("{of}@{}", base_name(*repository, generation)), Kind::Base { of })
+            }
+            Self::Head => (format!("#{device}"), Kind::Head),
+            Self::Candidate { of } => {
+                (format!("{}@thinbak-candidate-{device}", name_of(*of)), Kind::Candidate)
+            }
+            Self::Trash => (format!("#{device}"), Kind::Trash),
         }
     }
 }

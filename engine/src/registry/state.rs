@@ -40,7 +40,7 @@ pub struct ExternalOrigin {
 /// What a thin device is for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Role {
+pub enum Role {
     /// A volume under its name.
     Volume {
         /// Unique among the volumes.
@@ -73,12 +73,14 @@ pub(crate) enum Role {
 
 impl Role {
     /// Whether it is removed when the process that made it is gone.
-    pub(crate) fn is_transient(&self) -> bool {
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
         matches!(self, Self::Head | Self::Candidate { .. } | Self::Trash)
     }
 
     /// Whether it must never be written.
-    pub(crate) fn is_read_only(&self) -> bool {
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
         matches!(self, Self::Snapshot { .. } | Self::Base { .. } | Self::Candidate { .. } | Self::Trash)
     }
 }

@@ -20,7 +20,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use thinbak_engine::{Base, DeviceId, Kind, Volume};
+use thinbak_engine::{Base, DeviceId, Role, Volume};
 use thinbak_proto::{Failed, FailureKind};
 use uuid::Uuid;
 
@@ -57,34 +57,6 @@ pub(super) struct Entry {
     /// Transaction id and clock at its creation, once they were seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) born: Option<(u64, u32)>,
-}
-
-/// What a thin device is for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Role {
-    /// A volume under its name.
-    Volume { name: String },
-    /// A read-only snapshot that a user asked for.
-    Snapshot { of: Uuid, name: String },
-    /// The read-only snapshot that the next backup is compared with.
-    Base { of: Uuid, repository: Uuid },
-    /// A private writable device of a running job.
-    Head,
-    /// A private read-only snapshot of a running job.
-    Candidate { of: Uuid },
-    /// On its way out.
-    Trash,
-}
-
-impl Role {
-    pub(super) fn is_transient(&self) -> bool {
-        matches!(self, Self::Head | Self::Candidate { .. } | Self::Trash)
-    }
-
-    pub(super) fn is_read_only(&self) -> bool {
-        !matches!(self, Self::Volume { .. } | Self::Head)
-    }
 }
 
 /// The metadata snapshot, as far as it is ours.
@@ -145,23 +117,9 @@ impl Contents {
             Some(Role::Volume { name }) => name.clone(),
             _ => String::new(),
         };
-        let (name, kind) = match &entry.role {
-            Role::Volume { name } => (name.clone(), Kind::Volume),
-            Role::Snapshot { of, name } => {
-                let of = name_of(*of);
-                (format!("{of}@{name}"), Kind::Snapshot { of })
-            }
-            Role::Base { of, repository } => {
-                let generation = self.base(*repository, *of).map_or(0, |base| base.generation);
-                let (of, (first, ..)) = (name_of(*of), repository.as_fields());
-                (format!("{of}@thinbak-base-{first:08x}-{generation}"), Kind::Base { of })
-            }
-            Role::Head => (format!("#{}", entry.device), Kind::Head),
-            Role::Candidate { of } => {
-                (format!("{}@thinbak-candidate-{}", name_of(*of), entry.device), Kind::Candidate)
-            }
-            Role::Trash => (format!("#{}", entry.device), Kind::Trash),
-        };
+        let generation_of =
+            |repository, volume| self.base(repository, volume).map_or(0, |base| base.generation);
+        let (name, kind) = entry.role.describe(entry.device, name_of, generation_of);
         Volume {
             name,
             uuid: entry.uuid,

@@ -2,13 +2,13 @@
 
 use std::{path::Path, sync::Arc};
 
-use thinbak_engine::{Base, DeviceId, Kind, MetadataView, Point, Roots, Volume, format::SECTOR_BYTES};
+use thinbak_engine::{Base, DeviceId, Kind, MetadataView, Point, Role, Roots, Volume, format::SECTOR_BYTES};
 use thinbak_proto::{Failed, FailureKind, v1::PoolInfo};
 use uuid::Uuid;
 
 use super::{
     KernelPool,
-    book::{Entry, Role},
+    book::Entry,
     content::{HeadContent, SnapshotContent},
     lease, look,
     survey::is_that_of,
@@ -236,18 +236,8 @@ impl ThinPool for KernelPool {
         let device = view.device(entry.device).map_err(of_view)?.filter(|info| is_that_of(&entry, info));
         let device = device.ok_or_else(|| stale(&snapshot.name))?;
         self.inner.roots.lock().insert(entry.device, (device.root, view.clone()));
-        Ok(Point {
-            identity: entry.uuid,
-            pool_uuid: self.uuid(),
-            device_id: entry.device,
-            transaction_id: device.details.transaction_id,
-            created_at_ms: entry.created_at_ms,
-            size_bytes: entry.size_bytes,
-            block_bytes: self.inner.block_bytes(),
-            mapped_blocks: device.details.mapped_blocks,
-            root_block: device.root,
-            root_checksum: view.root_checksum(device.root).map_err(of_view)?,
-        })
+        let current = self.to_volume(&entry);
+        Point::of(&current, self.uuid(), self.inner.block_bytes(), &device, view).map_err(of_view)
     }
 
     fn prove(&self, point: &Point, view: &MetadataView) -> Result<(), String> {

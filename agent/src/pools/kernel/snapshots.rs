@@ -8,17 +8,11 @@ use std::sync::Arc;
 
 use rand::Rng as _;
 use rustix::io::Errno;
-use thinbak_engine::{DeviceId, MetadataBlock, PoolMode, Volume, format::Superblock};
+use thinbak_engine::{DeviceId, MetadataBlock, PoolMode, Role, Volume, format::Superblock};
 use thinbak_proto::{Failed, FailureKind};
 use uuid::Uuid;
 
-use super::{
-    Inner,
-    book::{Entry, Role},
-    mapper::MapperError,
-    resumers::Resumers,
-    watchdog::Watchdog,
-};
+use super::{Inner, book::Entry, mapper::MapperError, resumers::Resumers, watchdog::Watchdog};
 use crate::pools::{failure::of_view, running::now_ms};
 
 /// Ids of ours are drawn from the upper half: others count from 0.

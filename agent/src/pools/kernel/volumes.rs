@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use thinbak_engine::{
-    DeviceId, Kind, Volume,
+    DeviceId, Kind, Role, Volume,
     embedded::{check_snapshot_name, check_volume_name},
     format::SECTOR_BYTES,
 };
@@ -15,7 +15,7 @@ use thinbak_proto::{Failed, FailureKind};
 
 use super::{
     KernelPool,
-    book::{Contents, Entry, Role},
+    book::{Contents, Entry},
     snapshots::Wanted,
     survey::Active,
 };
