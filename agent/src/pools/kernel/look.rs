@@ -4,18 +4,18 @@ use std::{fs, path::Path, time::Duration};
 
 use devicemapper::Device;
 use thinbak_engine::{
-    PoolMode, PoolStatus, PoolTable,
+    PoolStatus, PoolTable, Role,
     format::{BLOCK_BYTES, MAX_METADATA_BLOCKS},
 };
 use thinbak_proto::{Failed, FailureKind, v1::PoolInfo};
 
 use super::{
-    book::{Book, Contents, Role},
+    book::{Book, Contents},
     book_path,
     mapper::{Info, Mapper},
     text::{PoolLine, parse_status},
 };
-use crate::pools::settings;
+use crate::pools::{info, settings};
 
 /// An active thin-pool target.
 #[derive(Debug, Clone)]
@@ -104,23 +104,13 @@ pub(super) fn info(name: &str, found: &Found, status: &PoolStatus, book: Option<
         kind: "dm".to_owned(),
         place: name.to_owned(),
         uuid: book.map(|book| book.pool.to_string()).unwrap_or_default(),
-        transaction_id: status.transaction_id,
-        block_bytes: block_size.bytes(),
-        metadata_used_blocks: status.metadata_used,
-        metadata_total_blocks: status.metadata_total,
-        data_used_blocks: status.data_used,
-        data_total_blocks: status.data_total,
-        held_root: status.held_root.map_or(0, |root| root.0),
-        mode: status.mode.to_string().to_lowercase(),
         volumes: count(|role| matches!(role, Role::Volume { .. })),
         snapshots: count(|role| matches!(role, Role::Snapshot { .. } | Role::Base { .. })),
-        status_line: format!("0 {} thin-pool {status}", found.sectors),
-        error: String::new(),
         settings: Some(settings::to_wire(table, block_size)),
         events: found.event_nr.into(),
         table_line: table_line(found),
-        needs_check: status.needs_check,
         warnings: warnings(status),
+        ..info::of_status(status, found.sectors, block_size)
     }
 }
 
@@ -142,13 +132,6 @@ fn warnings(status: &PoolStatus) -> Vec<String> {
         let bytes = MAX_METADATA_BLOCKS * BLOCK_BYTES as u64;
         warnings.push(format!("the metadata device cannot grow: no more than {bytes} bytes can be used"));
     }
-    if status.needs_check {
-        warnings.push("the metadata need a check: the pool is read-only".to_owned());
-    }
-    match status.mode {
-        PoolMode::Fail => warnings.push("the pool has failed".to_owned()),
-        PoolMode::OutOfDataSpace => warnings.push("no data block is free".to_owned()),
-        _ => {}
-    }
+    warnings.extend(info::warnings_of(status));
     warnings
 }
