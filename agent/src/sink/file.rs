@@ -2,16 +2,15 @@
 
 use std::{
     collections::VecDeque,
-    fs::{File, OpenOptions},
+    fs::File,
     io,
-    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use rustix::{fs::OFlags, io::Errno};
 use tempfile::TempPath;
-use thinbak_proto::{Failed, FailureKind, TRANSFER_ALIGNMENT};
+use thinbak_engine::{Access, BlockDevice as _, FileDevice};
+use thinbak_proto::{Failed, FailureKind};
 use tokio::task::JoinHandle;
 
 use crate::stream::{Batch, Content, Sink};
@@ -20,7 +19,8 @@ use crate::stream::{Batch, Content, Sink};
 /// whole or absent.
 pub struct FileSink {
     path: PathBuf,
-    file: Arc<Target>,
+    /// Large pieces go around the page cache.
+    file: Arc<FileDevice>,
     temporary: Option<TempPath>,
     /// Oldest first.
     writing: VecDeque<JoinHandle<io::Result<()>>>,
@@ -28,53 +28,6 @@ pub struct FileSink {
 
 /// Batches written at a time. The device works on one while the next is handed over.
 const WRITES: usize = 2;
-
-/// The file, and how it is written: through the page cache everything would be copied once more, into memory that others
-/// could use, and come to the disk all at once at the end.
-struct Target {
-    file: File,
-    /// The same file, written around the page cache; `None` where the file system cannot do that.
-    direct: Option<File>,
-}
-
-impl Target {
-    fn open(file: File, path: &Path) -> io::Result<Self> {
-        let flags = i32::try_from(OFlags::DIRECT.bits()).map_err(io::Error::other)?;
-        match OpenOptions::new().write(true).custom_flags(flags).open(path) {
-            Ok(direct) => Ok(Self { file, direct: Some(direct) }),
-            Err(error) if cannot_be_direct(&error) => Ok(Self { file, direct: None }),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The file began as one hole and a generation names nothing twice: zero and unmapped are there.
-    fn write(&self, batch: &Batch) -> io::Result<()> {
-        batch.iter().try_for_each(|extent| match &extent.content {
-            Content::Data(bytes) => self.write_data(bytes, extent.offset),
-            Content::Zero(_) | Content::Unmapped(_) => Ok(()),
-        })
-    }
-
-    fn write_data(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        let unit = TRANSFER_ALIGNMENT;
-        let aligned = bytes.as_ptr().align_offset(unit) == 0 && offset.is_multiple_of(unit as u64);
-        let (whole, rest) = bytes.split_at(if aligned { bytes.len() - bytes.len() % unit } else { 0 });
-        if let Some(direct) = self.direct.as_ref().filter(|_| !whole.is_empty()) {
-            match direct.write_all_at(whole, offset) {
-                Ok(()) => return self.file.write_all_at(rest, offset + whole.len() as u64),
-                // Some file systems refuse only when it comes to writing.
-                Err(error) if cannot_be_direct(&error) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        self.file.write_all_at(bytes, offset)
-    }
-}
-
-/// What a file system answers that cannot write around the page cache, or not at this alignment.
-fn cannot_be_direct(error: &io::Error) -> bool {
-    matches!(Errno::from_io_error(error), Some(Errno::INVAL | Errno::OPNOTSUPP))
-}
 
 impl FileSink {
     /// Starts a file of `size` bytes, all hole. Refused where there already is something of that name.
@@ -92,7 +45,8 @@ impl FileSink {
             .map_err(|error| attempt(path, "creating", &error))?;
         let (file, temporary) = temporary.into_parts();
         file.set_len(size).map_err(|error| attempt(path, "sizing", &error))?;
-        let file = Target::open(file, &temporary).map_err(|error| attempt(path, "opening", &error))?;
+        let file = FileDevice::open(&temporary, Access::ReadWrite);
+        let file = file.map_err(|error| attempt(path, "opening", &error))?;
         let (file, path) = (Arc::new(file), path.to_owned());
         Ok(Self { path, file, temporary: Some(temporary), writing: VecDeque::new() })
     }
@@ -107,6 +61,14 @@ impl FileSink {
     }
 }
 
+/// The file began as one hole and a generation names nothing twice: zero and unmapped are there.
+fn write(file: &FileDevice, batch: &Batch) -> io::Result<()> {
+    batch.iter().try_for_each(|extent| match &extent.content {
+        Content::Data(bytes) => file.write_at(extent.offset, bytes),
+        Content::Zero(_) | Content::Unmapped(_) => Ok(()),
+    })
+}
+
 fn joined(result: Result<io::Result<()>, tokio::task::JoinError>) -> io::Result<()> {
     result.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
@@ -119,7 +81,7 @@ impl Sink for FileSink {
     async fn apply(&mut self, batch: Batch) -> Result<(), Failed> {
         self.settle(WRITES - 1).await?;
         let file = Arc::clone(&self.file);
-        self.writing.push_back(tokio::task::spawn_blocking(move || file.write(&batch)));
+        self.writing.push_back(tokio::task::spawn_blocking(move || write(&file, &batch)));
         Ok(())
     }
 
@@ -128,7 +90,7 @@ impl Sink for FileSink {
         let Some(temporary) = self.temporary.take() else { return Ok(()) };
         let (file, path) = (Arc::clone(&self.file), self.path.clone());
         let done = tokio::task::spawn_blocking(move || {
-            file.file.sync_all()?;
+            file.file().sync_all()?;
             temporary.persist_noclobber(&path).map_err(|error| error.error)?;
             match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
                 Some(folder) => File::open(folder)?.sync_all(),

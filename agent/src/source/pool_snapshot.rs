@@ -1,7 +1,6 @@
 //! Source: a snapshot in a pool, of which only what a change list names is read.
 
 use std::{
-    collections::VecDeque,
     io,
     sync::{
         Arc,
@@ -9,8 +8,7 @@ use std::{
     },
 };
 
-use bytes::{Bytes, BytesMut};
-use thinbak_proto::{Failed, FailureKind};
+use thinbak_proto::{BufferPool, Failed, FailureKind};
 use tokio::sync::mpsc;
 
 use super::change_list::{ChangeList, Run, RunKind};
@@ -28,6 +26,9 @@ pub struct PoolSource {
 /// Length of one data extent at most; a multiple of every chunk size.
 const PIECE_BYTES: u64 = 1024 * 1024;
 
+/// Buffers that wait for their next use; more than are ever under way at a time.
+const IDLE_BUFFERS: usize = 64;
+
 impl PoolSource {
     /// Starts reading what `changes` names. `chunk_bytes` is the unit in which mixed runs are told apart.
     #[must_use]
@@ -37,7 +38,7 @@ impl PoolSource {
         let mut reader = Reader {
             volume,
             chunk_bytes,
-            buffers: Buffers::default(),
+            buffers: BufferPool::new(usize::try_from(PIECE_BYTES).unwrap_or_default(), IDLE_BUFFERS),
             batch: Vec::new(),
             batch_bytes: 0,
             sender,
@@ -68,43 +69,11 @@ impl Source for PoolSource {
 struct Reader {
     volume: PoolVolume,
     chunk_bytes: u64,
-    buffers: Buffers,
+    buffers: BufferPool,
     batch: Batch,
     batch_bytes: u64,
     sender: mpsc::Sender<Result<Batch, Failed>>,
     read_bytes: Arc<AtomicU64>,
-}
-
-/// Buffers that were handed out, oldest first. One that nobody else holds any more is read into again: memory fresh from
-/// the system costs more than what is read into it.
-#[derive(Default)]
-struct Buffers {
-    lent: VecDeque<Bytes>,
-}
-
-/// Buffers remembered; more than are ever under way at a time.
-const REMEMBERED: usize = 64;
-
-impl Buffers {
-    fn take(&mut self, len: usize) -> BytesMut {
-        match self.lent.pop_front().map(Bytes::try_into_mut) {
-            Some(Ok(mut buffer)) => {
-                buffer.resize(len, 0);
-                return buffer;
-            }
-            Some(Err(held)) => self.lent.push_front(held),
-            None => {}
-        }
-        BytesMut::zeroed(len)
-    }
-
-    fn lend(&mut self, buffer: BytesMut) -> Bytes {
-        let data = buffer.freeze();
-        if self.lent.len() < REMEMBERED {
-            self.lent.push_back(data.clone());
-        }
-        data
-    }
 }
 
 enum Stop {
@@ -168,10 +137,9 @@ impl Reader {
         while offset < end {
             let len = (end - offset).min(PIECE_BYTES - offset % PIECE_BYTES);
             let mut buffer = self.buffers.take(usize::try_from(len).unwrap_or(0));
-            self.volume.read(offset, &mut buffer)?;
+            self.volume.read(offset, buffer.bytes_mut())?;
             self.read_bytes.fetch_add(len, Ordering::Relaxed);
-            let data = self.buffers.lend(buffer);
-            self.push(Extent { offset, content: Content::Data(data) })?;
+            self.push(Extent { offset, content: Content::Data(buffer.freeze()) })?;
             offset += len;
         }
         Ok(())
@@ -195,26 +163,5 @@ impl Reader {
         self.batch_bytes = 0;
         let batch = std::mem::take(&mut self.batch);
         self.sender.blocking_send(Ok(batch)).map_err(|_| Stop::Unwanted)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_buffer_is_used_again_when_nobody_holds_a_piece_of_it_and_not_before() {
-        let mut buffers = Buffers::default();
-        let mut first = buffers.take(4096);
-        first.fill(1);
-        let (place, first) = (first.as_ptr(), buffers.lend(first));
-        let piece = first.slice(1024..2048);
-        drop(first);
-        let second = buffers.take(4096);
-        assert_ne!(second.as_ptr(), place);
-        assert!(piece.iter().all(|byte| *byte == 1));
-        drop(piece);
-        let third = buffers.take(2048);
-        assert_eq!((third.as_ptr(), third.len()), (place, 2048));
     }
 }

@@ -12,11 +12,12 @@ use std::{
 
 use rustix::{fs::OFlags, io::Errno};
 
+use thinbak_proto::{BufferPool, TRANSFER_ALIGNMENT};
+
 use super::medium::PackWrite;
 
-/// What transfers around the page cache start at and are multiples of, in the file and in memory: as much as any
-/// device and file system asks for.
-const BLOCK: usize = 4096;
+/// A block of the file.
+const BLOCK: usize = TRANSFER_ALIGNMENT;
 /// Bytes of one transfer at most.
 const TRANSFER: usize = 4 << 20;
 /// An append with fewer bytes than this goes through the page cache.
@@ -32,23 +33,24 @@ pub(super) struct AppendFile {
     direct: Option<File>,
     /// Where the next append goes.
     len: u64,
-    memory: Vec<u8>,
+    /// What is written is put together in one of these.
+    buffers: BufferPool,
 }
 
 impl AppendFile {
     /// Makes a file, which must not exist.
-    pub(super) fn create(path: &Path) -> io::Result<Self> {
+    pub(super) fn create(path: &Path, buffers: &BufferPool) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).append(true).create_new(true).open(path)?;
-        Self::new(file, path)
+        Self::new(file, path, buffers)
     }
 
     /// Opens a file to append to what it has.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    pub(super) fn open(path: &Path, buffers: &BufferPool) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).append(true).open(path)?;
-        Self::new(file, path)
+        Self::new(file, path, buffers)
     }
 
-    fn new(file: File, path: &Path) -> io::Result<Self> {
+    fn new(file: File, path: &Path, buffers: &BufferPool) -> io::Result<Self> {
         let flags = i32::try_from(OFlags::DIRECT.bits()).map_err(io::Error::other)?;
         let direct = match OpenOptions::new().write(true).custom_flags(flags).open(path) {
             Ok(direct) => Some(direct),
@@ -56,7 +58,7 @@ impl AppendFile {
             Err(error) => return Err(error),
         };
         let len = file.metadata()?.len();
-        Ok(Self { file, direct, len, memory: Vec::new() })
+        Ok(Self { file, direct, len, buffers: buffers.clone() })
     }
 
     /// Appends what fills whole blocks, and returns how many bytes of `slices` that was.
@@ -65,7 +67,8 @@ impl AppendFile {
         let mut at = self.len - lead as u64;
         let total = lead + slices.iter().map(|slice| slice.len()).sum::<usize>();
         let end = at + (total - total % BLOCK) as u64;
-        let memory = aligned(&mut self.memory);
+        let mut buffer = self.buffers.take(TRANSFER);
+        let memory = buffer.bytes_mut();
         let (mut filled, mut rest) = (lead, slices.iter().map(|slice| &**slice));
         self.file.read_exact_at(memory.get_mut(..lead).unwrap_or_default(), at)?;
         let mut slice: &[u8] = &[];
@@ -132,13 +135,6 @@ pub(super) fn cannot_be_direct(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::INVAL | Errno::OPNOTSUPP))
 }
 
-/// The memory of a transfer, at an address that any device takes.
-fn aligned(memory: &mut Vec<u8>) -> &mut [u8] {
-    memory.resize(TRANSFER + BLOCK, 0);
-    let start = memory.as_ptr().align_offset(BLOCK);
-    memory.get_mut(start..start.saturating_add(TRANSFER)).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
@@ -163,14 +159,15 @@ mod tests {
         let mut random = StdRng::seed_from_u64(seed);
         let path = folder.join("pack");
         let mut expected: Vec<u8> = Vec::new();
-        let mut file = AppendFile::create(&path).unwrap();
+        let buffers = BufferPool::new(TRANSFER, 1);
+        let mut file = AppendFile::create(&path, &buffers).unwrap();
         for _ in 0..60 {
             match random.random_range(0..10) {
                 0 => {
                     expected.truncate(random.random_range(0..=expected.len()));
                     file.truncate(expected.len() as u64).unwrap();
                 }
-                1 => file = AppendFile::open(&path).unwrap(),
+                1 => file = AppendFile::open(&path, &buffers).unwrap(),
                 2 => file.sync().unwrap(),
                 _ => {
                     let lens = [1, 7, 512, 4096, 4097, 70_000, 300_000, TRANSFER + 5];
@@ -206,7 +203,7 @@ mod tests {
         let mut random = StdRng::seed_from_u64(seed());
         let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let path = folder.path().join("pack");
-        let mut file = AppendFile::create(&path).unwrap();
+        let mut file = AppendFile::create(&path, &BufferPool::new(TRANSFER, 1)).unwrap();
         let durable = AtomicU64::new(0);
         std::thread::scope(|scope| {
             scope.spawn(|| {

@@ -89,7 +89,7 @@ pub(crate) trait PackRead: Send + Sync {
 #[derive(Debug)]
 pub(crate) struct DirectoryMedium {
     root: PathBuf,
-    /// What is read.
+    /// What is read, and what is written.
     buffers: BufferPool,
 }
 
@@ -149,13 +149,13 @@ impl Medium for DirectoryMedium {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
-        let file = AppendFile::create(&path)?;
+        let file = AppendFile::create(&path, &self.buffers)?;
         sync_dir(dir)?;
         Ok(Box::new(file))
     }
 
     fn open_write(&self, number: u32) -> io::Result<Box<dyn PackWrite>> {
-        Ok(Box::new(AppendFile::open(&self.root.join(pack_path(number)))?))
+        Ok(Box::new(AppendFile::open(&self.root.join(pack_path(number)), &self.buffers)?))
     }
 
     fn open_read(&self, number: u32) -> io::Result<Box<dyn PackRead>> {
