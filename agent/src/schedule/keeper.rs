@@ -384,7 +384,8 @@ mod tests {
         Keeper::new(PoolManager::new(dir.to_owned()), settings, None)
     }
 
-    #[tokio::test]
+    /// On a clock that goes on only while all wait for it.
+    #[tokio::test(start_paused = true)]
     async fn a_run_that_ends_while_its_lock_is_waited_for_is_not_settled() {
         let dir = tempfile::tempdir().unwrap();
         let keeper = keeper(dir.path());
@@ -397,7 +398,8 @@ mod tests {
         assert!(lock.is_some());
         let recovering = Arc::clone(&keeper);
         let recovered = tokio::spawn(async move { recovering.recover().await });
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        // Then it has asked for the lock at least once, and waits to ask again.
+        tokio::time::sleep(LOCK_PAUSE / 2).await;
         keeper.state.change(|state| state.jobs.get_mut("j").unwrap().running = None).unwrap();
         drop(lock);
         recovered.await.unwrap();

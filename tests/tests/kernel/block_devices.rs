@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use rand::{RngCore as _, SeedableRng as _, rngs::StdRng};
 use thinbak_tests::{Program, Scratch, program, seed, spawn};
 
-use crate::guest::Guest;
+use crate::guest::{Guest, Report};
 
 /// Runs the programs with their own libraries, whatever the guest has.
 const PROGRAMS: &str = r#"
@@ -46,7 +46,7 @@ echo "done yes"
 "#;
 
 /// A disk with the programs, stripped, the libraries that they need, and the content to back up.
-pub(crate) fn tools_disk(scratch: &Scratch, programs: &[Program], content: &[u8]) -> Result<PathBuf> {
+fn tools_disk(scratch: &Scratch, programs: &[Program], content: &[u8]) -> Result<PathBuf> {
     let folder = scratch.join("tools");
     fs::create_dir(&folder)?;
     for program in programs {
@@ -71,19 +71,27 @@ fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_pool_of_two_block_devices_is_kept_from_others_and_taken_by_the_kernel() -> Result<()> {
-    let Some(guest) = Guest::find()? else { return Ok(()) };
+/// Runs a script in the guest, with an empty disk for metadata, one for data, and one with the programs and 12 MiB of
+/// content. `None` without a guest.
+pub(crate) fn in_guest(script: &str) -> Result<Option<Report>> {
+    let Some(guest) = Guest::find()? else { return Ok(None) };
     let scratch = Scratch::new()?;
     let state = scratch.join("state");
     let programs = [program("thinbak", &state)?, program("thinbak-server", &state)?];
     let mut content = vec![0; 12 << 20];
     StdRng::seed_from_u64(seed()?).fill_bytes(&mut content);
     let tools = tools_disk(&scratch, &programs, &content)?;
-    let (metadata, data) = (scratch.join("metadata"), scratch.join("data"));
-    fs::File::create(&metadata)?.set_len(16 << 20)?;
-    fs::File::create(&data)?.set_len(256 << 20)?;
-    let report = guest.run(&format!("{PROGRAMS}{SCRIPT}"), &[&metadata, &data, &tools])?;
+    let disks = [scratch.join("metadata"), scratch.join("data")];
+    for (disk, bytes) in disks.iter().zip([16 << 20, 256 << 20]) {
+        fs::File::create(disk)?.set_len(bytes)?;
+    }
+    let [metadata, data] = &disks;
+    guest.run(script, &[metadata, data, &tools]).map(Some)
+}
+
+#[test]
+fn a_pool_of_two_block_devices_is_kept_from_others_and_taken_by_the_kernel() -> Result<()> {
+    let Some(report) = in_guest(&format!("{PROGRAMS}{SCRIPT}"))? else { return Ok(()) };
     ensure!(report.get("done")? == "yes");
     Ok(())
 }

@@ -1,15 +1,8 @@
 //! The programs themselves in the guest, on thin pools that the kernel runs.
 
-use std::{fs, path::PathBuf};
-
 use anyhow::{Result, ensure};
-use rand::{RngCore as _, SeedableRng as _, rngs::StdRng};
-use thinbak_tests::{Scratch, program, seed};
 
-use crate::{
-    block_devices::tools_disk,
-    guest::{Guest, Report},
-};
+use crate::{block_devices::in_guest, guest::Report};
 
 /// Runs the programs as they are installed on a host, with the guest's own libraries: thinbak starts itself again.
 const PROGRAMS: &str = r#"
@@ -230,25 +223,13 @@ check
 echo "done yes"
 "#;
 
-fn in_guest(script: &str) -> Result<Option<Report>> {
-    let Some(guest) = Guest::find()? else { return Ok(None) };
-    let scratch = Scratch::new()?;
-    let state = scratch.join("state");
-    let programs = [program("thinbak", &state)?, program("thinbak-server", &state)?];
-    let mut content = vec![0; 12 << 20];
-    StdRng::seed_from_u64(seed()?).fill_bytes(&mut content);
-    let tools = tools_disk(&scratch, &programs, &content)?;
-    let disks: [PathBuf; 2] = [scratch.join("metadata"), scratch.join("data")];
-    for (disk, bytes) in disks.iter().zip([16 << 20, 256 << 20]) {
-        fs::File::create(disk)?.set_len(bytes)?;
-    }
-    let [metadata, data] = &disks;
-    guest.run(&format!("{PROGRAMS}{MAKE}{script}"), &[metadata, data, &tools]).map(Some)
+fn on_a_pool(script: &str) -> Result<Option<Report>> {
+    in_guest(&format!("{PROGRAMS}{MAKE}{script}"))
 }
 
 #[test]
 fn volumes_of_a_kernel_pool_are_backed_up_and_restored_bit_for_bit() -> Result<()> {
-    let Some(report) = in_guest(&format!("{CYCLE}{MORE}"))? else { return Ok(()) };
+    let Some(report) = on_a_pool(&format!("{CYCLE}{MORE}"))? else { return Ok(()) };
     ensure!(report.get("first")? == "full");
     ensure!(report.get("second")? == "incremental");
     ensure!(report.get("third")? == "unchanged");
@@ -261,7 +242,7 @@ fn volumes_of_a_kernel_pool_are_backed_up_and_restored_bit_for_bit() -> Result<(
 
 #[test]
 fn whatever_is_wrong_with_a_kernel_pool_is_told_and_nothing_is_left_behind() -> Result<()> {
-    let Some(report) = in_guest(BAD)? else { return Ok(()) };
+    let Some(report) = on_a_pool(BAD)? else { return Ok(()) };
     ensure!(report.get("killed")? == "yes", "nobody was killed while he held the metadata snapshot");
     // The volume and its base.
     ensure!(report.get("devices")? == "2", "{} devices", report.get("devices")?);
