@@ -13,8 +13,8 @@ const MIN_MATCH: u32 = 4;
 /// 64 KiB and less; for larger ones a quarter as many as the chunk has bytes.
 const HASH_LOG: u32 = 14;
 
-/// What compresses the chunks of a repository. Of the files of /usr in chunks of 64 KiB this leaves
-/// 0.8 % more than level 3, in three quarters of its time (by zstd's own benchmark).
+/// What compresses the chunks of a repository. Of a gibibyte that is 40 % random, 40 %
+/// files of /usr and 20 % zeros, in chunks of 64 KiB, this left 0.2 % more than level 3, at 541 against 403 MB/s (`zstd -b` 1.5.4).
 pub fn chunk_compressor(chunk_bytes: u32) -> std::io::Result<Zstd<'static>> {
     let mut zstd = Zstd::new(LEVEL)?;
     zstd.set_parameter(CParameter::MinMatch(MIN_MATCH))?;
