@@ -284,7 +284,7 @@ impl Keeper {
         if let Some(config) = &config
             && broken.before_begun
         {
-            run::owed_after(config, &broken).await;
+            run::owed_after(self, config, &broken).await;
         }
         let retry = config.map(|config| config.retry).unwrap_or_default();
         self.remember(name, move |job| {

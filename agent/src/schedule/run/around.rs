@@ -9,6 +9,7 @@ use crate::{
     config::JobConfig,
     schedule::{
         hooks::{Hook, lines},
+        keeper::Keeper,
         scheduler::Again,
         state::RunState,
     },
@@ -18,16 +19,22 @@ use crate::{
 const LIMIT_AT_THE_END: Duration = Duration::from_secs(30);
 
 /// Runs the hook `after` of a run that ended with its process.
-pub(in crate::schedule) async fn owed_after(job: &JobConfig, broken: &RunState) {
+pub(in crate::schedule) async fn owed_after(keeper: &Keeper, job: &JobConfig, broken: &RunState) {
     let Some(words) = &job.hooks.after else { return };
     let mut variables = variables(job, broken.attempt, lines(broken.volumes.iter().map(String::as_str)));
     variables.push(("THINBAK_RESULT", "interrupted".to_owned()));
     variables.push(("THINBAK_FAILED_VOLUMES", String::new()));
     variables.push(("THINBAK_ERROR", "the agent ended in the middle of the run".to_owned()));
     let hook = Hook { name: "after", words, limit: job.hooks.timeout, variables };
-    if let Err(why) = hook.run(std::future::pending()).await {
+    if let Err(why) = hook.run(late(keeper)).await {
         tracing::error!(job = job.name, why, "the hook that a broken run left to be run failed");
     }
+}
+
+/// Resolves when `after` may take no longer because the agent is to stop.
+async fn late(keeper: &Keeper) {
+    keeper.stopped().await;
+    tokio::time::sleep(LIMIT_AT_THE_END).await;
 }
 
 impl Run<'_> {
@@ -72,12 +79,7 @@ impl Run<'_> {
         let timeout = self.job().hooks.timeout;
         let limit = if self.interrupted { timeout.min(LIMIT_AT_THE_END) } else { timeout };
         let hook = Hook { name: "after", words: &words, limit, variables };
-        let keeper = self.keeper;
-        let late = async {
-            keeper.stopped().await;
-            tokio::time::sleep(LIMIT_AT_THE_END).await;
-        };
-        if let Err(why) = hook.run(late).await {
+        if let Err(why) = hook.run(late(self.keeper)).await {
             self.hook_failed("after", why).await;
         }
     }
