@@ -20,6 +20,8 @@ pub(super) async fn apply(
         volume: Some(volume),
         policy: Some(policy),
         others: names.collect(),
+        // Of a volume that is not there any more nothing else may go.
+        names_only: true,
         ..PruneRequest::default()
     };
     let pruned = async {

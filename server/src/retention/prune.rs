@@ -64,7 +64,8 @@ impl Prune {
                 })?;
                 let mut scope = Scope { policy, volumes: Vec::new() };
                 for name in std::iter::once(volume).chain(request.others) {
-                    for found in volumes(repository, name).await? {
+                    let may_be_pattern = !request.names_only && Pattern::is_pattern(&name.name);
+                    for found in volumes(repository, name, may_be_pattern).await? {
                         if !scope.volumes.contains(&found) {
                             scope.volumes.push(found);
                         }
@@ -80,9 +81,13 @@ impl Prune {
 }
 
 /// The volumes that a name or a pattern means: as it stands, else as of the host that asks.
-async fn volumes(repository: &Repository, name: v1::VolumeName) -> Result<Vec<(Uuid, String)>, Failed> {
+async fn volumes(
+    repository: &Repository,
+    name: v1::VolumeName,
+    may_be_pattern: bool,
+) -> Result<Vec<(Uuid, String)>, Failed> {
     let known = repository.catalogue.names().await?;
-    if !Pattern::is_pattern(&name.name) {
+    if !may_be_pattern {
         let uuid = repository.volume(Some(name)).await?;
         return Ok(known.into_iter().filter(|(known, _)| *known == uuid).collect());
     }

@@ -251,6 +251,11 @@ async fn a_volume_that_is_called_as_a_pattern_is_meant_alone() {
     for untouched in [1, 3] {
         assert_eq!(place.visible(volumes[untouched].0).await, [1, 2, 3]);
     }
+    // One that is not there is no pattern either where names are given.
+    let gone =
+        v1::PruneRequest { names_only: true, others: vec![name("prod/p/?")], ..request("h/p/v", last(1)) };
+    assert_eq!(place.plan(gone).await.err().unwrap().exit_code(), 10);
+    assert_eq!(place.visible(volumes[1].0).await, [1, 2, 3]);
 }
 
 #[tokio::test]
