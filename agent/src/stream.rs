@@ -65,7 +65,7 @@ impl Extent {
 pub type Batch = Vec<Extent>;
 
 /// Data of one batch at most, in bytes.
-pub const BATCH_BYTES: u64 = 4 * 1024 * 1024;
+pub const BATCH_LEN: usize = 4 * 1024 * 1024;
 
 /// Where a change stream comes from.
 pub trait Source: Send {

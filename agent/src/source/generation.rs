@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     channel::BoxedChannel,
-    stream::{BATCH_BYTES, Batch, Content, Extent, Source},
+    stream::{BATCH_LEN, Batch, Content, Extent, Source},
     volume::PoolVolume,
 };
 
@@ -85,7 +85,7 @@ impl GenerationSource {
             runs: VecDeque::new(),
             wanted: VecDeque::new(),
             fetches: VecDeque::new(),
-            buffers: BufferPool::new(usize::try_from(BATCH_BYTES).unwrap_or_default(), IDLE_BUFFERS),
+            buffers: BufferPool::new(BATCH_LEN, IDLE_BUFFERS),
             stats: SourceStats::default(),
         })
     }
@@ -104,7 +104,7 @@ impl GenerationSource {
             while let Some(run) = self.wanted.pop_front() {
                 bytes += run.id().map_or(0, |_| self.geometry.len(&run));
                 batch.push(run);
-                if bytes >= BATCH_BYTES || batch.len() >= 1024 {
+                if bytes >= BATCH_LEN as u64 || batch.len() >= 1024 {
                     return Ok(Some(batch));
                 }
             }

@@ -2,18 +2,19 @@
 
 use std::{
     io,
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use thinbak_proto::{BufferPool, Failed, FailureKind};
+use thinbak_proto::{Buffer, BufferPool, Failed, FailureKind, TRANSFER_ALIGNMENT};
 use tokio::sync::mpsc;
 
 use super::change_list::{ChangeList, Run, RunKind};
 use crate::{
-    stream::{BATCH_BYTES, Batch, Content, Extent, Source},
+    stream::{BATCH_LEN, Batch, Content, Extent, Source},
     volume::PoolVolume,
 };
 
@@ -26,8 +27,11 @@ pub struct PoolSource {
 /// Length of one data extent at most; a multiple of every chunk size.
 const PIECE_BYTES: u64 = 1024 * 1024;
 
+/// Extents of one batch at most.
+const EXTENTS: usize = 1024;
+
 /// Buffers that wait for their next use; more than are ever under way at a time.
-const IDLE_BUFFERS: usize = 64;
+const IDLE_BUFFERS: usize = 16;
 
 impl PoolSource {
     /// Starts reading what `changes` names. `chunk_bytes` is the unit in which mixed runs are told apart.
@@ -38,9 +42,10 @@ impl PoolSource {
         let mut reader = Reader {
             volume,
             chunk_bytes,
-            buffers: BufferPool::new(usize::try_from(PIECE_BYTES).unwrap_or_default(), IDLE_BUFFERS),
+            buffers: BufferPool::new(BATCH_LEN, IDLE_BUFFERS),
             batch: Vec::new(),
-            batch_bytes: 0,
+            buffer: None,
+            filled: 0,
             sender,
             read_bytes: Arc::clone(&read_bytes),
         };
@@ -70,10 +75,20 @@ struct Reader {
     volume: PoolVolume,
     chunk_bytes: u64,
     buffers: BufferPool,
-    batch: Batch,
-    batch_bytes: u64,
+    batch: Vec<(u64, Part)>,
+    /// All data of the batch.
+    buffer: Option<Buffer>,
+    filled: usize,
     sender: mpsc::Sender<Result<Batch, Failed>>,
     read_bytes: Arc<AtomicU64>,
+}
+
+/// What an extent of the batch in the making holds.
+enum Part {
+    /// This part of the batch's buffer.
+    Data(Range<usize>),
+    /// So many bytes that are not mapped.
+    Unmapped(u64),
 }
 
 enum Stop {
@@ -101,7 +116,7 @@ impl Reader {
             match run.kind {
                 RunKind::Data => self.data(run.offset, run.offset + run.len)?,
                 RunKind::Unmapped => {
-                    self.push(Extent { offset: run.offset, content: Content::Unmapped(run.len) })?;
+                    self.push(run.offset, Part::Unmapped(run.len))?;
                 }
                 RunKind::Mixed => self.mixed(run)?,
             }
@@ -122,13 +137,13 @@ impl Reader {
                 continue;
             }
             if at < begin {
-                self.push(Extent { offset: at, content: Content::Unmapped(begin - at) })?;
+                self.push(at, Part::Unmapped(begin - at))?;
             }
             self.data(begin, stop)?;
             at = stop;
         }
         if at < end {
-            self.push(Extent { offset: at, content: Content::Unmapped(end - at) })?;
+            self.push(at, Part::Unmapped(end - at))?;
         }
         Ok(())
     }
@@ -136,32 +151,35 @@ impl Reader {
     fn data(&mut self, mut offset: u64, end: u64) -> Result<(), Stop> {
         while offset < end {
             let len = (end - offset).min(PIECE_BYTES - offset % PIECE_BYTES);
-            let mut buffer = self.buffers.take(usize::try_from(len).unwrap_or(0));
-            self.volume.read(offset, buffer.bytes_mut())?;
+            let (begin, stop) = (self.filled, self.filled + usize::try_from(len).unwrap_or(0));
+            let buffer = self.buffer.get_or_insert_with(|| self.buffers.take(BATCH_LEN));
+            let place = buffer.bytes_mut().get_mut(begin..stop);
+            self.volume.read(offset, place.unwrap_or_default())?;
             self.read_bytes.fetch_add(len, Ordering::Relaxed);
-            self.push(Extent { offset, content: Content::Data(buffer.freeze()) })?;
+            self.filled = stop.next_multiple_of(TRANSFER_ALIGNMENT);
+            self.push(offset, Part::Data(begin..stop))?;
             offset += len;
         }
         Ok(())
     }
 
-    fn push(&mut self, extent: Extent) -> Result<(), Stop> {
-        if let Content::Data(bytes) = &extent.content {
-            self.batch_bytes += bytes.len() as u64;
-        }
-        self.batch.push(extent);
-        if self.batch_bytes >= BATCH_BYTES || self.batch.len() >= 1024 {
-            self.send()?;
-        }
-        Ok(())
+    fn push(&mut self, offset: u64, part: Part) -> Result<(), Stop> {
+        self.batch.push((offset, part));
+        let room = BATCH_LEN.saturating_sub(self.filled) as u64;
+        if room < PIECE_BYTES || self.batch.len() >= EXTENTS { self.send() } else { Ok(()) }
     }
 
     fn send(&mut self) -> Result<(), Stop> {
         if self.batch.is_empty() {
             return Ok(());
         }
-        self.batch_bytes = 0;
-        let batch = std::mem::take(&mut self.batch);
-        self.sender.blocking_send(Ok(batch)).map_err(|_| Stop::Unwanted)
+        self.filled = 0;
+        let bytes = self.buffer.take().map(Buffer::freeze).unwrap_or_default();
+        let content = |part| match part {
+            Part::Data(range) => Content::Data(bytes.slice(range)),
+            Part::Unmapped(len) => Content::Unmapped(len),
+        };
+        let batch = self.batch.drain(..).map(|(offset, part)| Extent { offset, content: content(part) });
+        self.sender.blocking_send(Ok(batch.collect())).map_err(|_| Stop::Unwanted)
     }
 }
