@@ -27,6 +27,10 @@ pub struct PoolSource {
 /// Length of one data extent at most; a multiple of every chunk size.
 const PIECE_BYTES: u64 = 1024 * 1024;
 
+/// Data of the first batch; each has twice as much as the one before, up to the usual. What comes after the source does not
+/// wait for a whole batch to be read: of a small change that is a good part of the time.
+const FIRST_LEN: usize = 512 * 1024;
+
 /// Extents of one batch at most.
 const EXTENTS: usize = 1024;
 
@@ -46,6 +50,7 @@ impl PoolSource {
             batch: Vec::new(),
             buffer: None,
             filled: 0,
+            enough: FIRST_LEN,
             sender,
             read_bytes: Arc::clone(&read_bytes),
         };
@@ -79,6 +84,8 @@ struct Reader {
     /// All data of the batch.
     buffer: Option<Buffer>,
     filled: usize,
+    /// Data with which the batch goes on its way.
+    enough: usize,
     sender: mpsc::Sender<Result<Batch, Failed>>,
     read_bytes: Arc<AtomicU64>,
 }
@@ -166,7 +173,8 @@ impl Reader {
     fn push(&mut self, offset: u64, part: Part) -> Result<(), Stop> {
         self.batch.push((offset, part));
         let room = BATCH_LEN.saturating_sub(self.filled) as u64;
-        if room < PIECE_BYTES || self.batch.len() >= EXTENTS { self.send() } else { Ok(()) }
+        let is_full = self.filled >= self.enough || room < PIECE_BYTES || self.batch.len() >= EXTENTS;
+        if is_full { self.send() } else { Ok(()) }
     }
 
     fn send(&mut self) -> Result<(), Stop> {
@@ -174,6 +182,7 @@ impl Reader {
             return Ok(());
         }
         self.filled = 0;
+        self.enough = self.enough.saturating_mul(2).min(BATCH_LEN);
         let bytes = self.buffer.take().map(Buffer::freeze).unwrap_or_default();
         let content = |part| match part {
             Part::Data(range) => Content::Data(bytes.slice(range)),

@@ -16,7 +16,10 @@ use std::{
     sync::Arc,
 };
 
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::{
+    Database, Keyspace, KeyspaceCreateOptions, PersistMode,
+    config::{PartitioningPolicy, PinningPolicy},
+};
 use parking_lot::RwLock;
 use uuid::Uuid;
 
@@ -32,11 +35,12 @@ use super::{
     medium,
 };
 
-/// Memory of the embedded store: blocks read, and entries not yet in a table (up to five such tables
-/// exist at a time).
-const CACHE_BYTES: u64 = 24 * 1024 * 1024;
-const MEMTABLE_BYTES: u64 = 4 * 1024 * 1024;
-const JOURNAL_BYTES: u64 = 64 * 1024 * 1024;
+/// Memory of the embedded store beside its filters: blocks read, and entries not yet in a table (up to five such tables
+/// exist at a time). The larger these tables are, the less often the levels below them are written anew: each of theirs
+/// spans all ids.
+const CACHE_BYTES: u64 = 48 * 1024 * 1024;
+const MEMTABLE_BYTES: u64 = 16 * 1024 * 1024;
+const JOURNAL_BYTES: u64 = 128 * 1024 * 1024;
 const OPEN_TABLES: usize = 128;
 const KEYSPACE: &str = "chunks";
 /// What must fit before a store that gave up on a full disk is opened again.
@@ -117,7 +121,13 @@ impl Index {
                 .max_cached_files(Some(OPEN_TABLES))
                 .worker_threads(1)
                 .open()?;
-            let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
+            let options = || {
+                // Filters stay in memory, 10 bits for each id: read in pieces they cost more than all else of a look-up.
+                KeyspaceCreateOptions::default()
+                    .max_memtable_size(MEMTABLE_BYTES)
+                    .filter_block_partitioning_policy(PartitioningPolicy::all(false))
+                    .filter_block_pinning_policy(PinningPolicy::all(true))
+            };
             let entries = database.keyspace(KEYSPACE, options)?;
             Ok(Handle { database, entries })
         };
