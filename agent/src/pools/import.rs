@@ -126,7 +126,9 @@ impl Import {
                 target.size_bytes.checked_next_multiple_of(SECTOR_BYTES).unwrap_or(target.size_bytes)
             }
         };
-        let head = pool.create_head(size_bytes, None).map_err(during(attempt))?;
+        // A volume that is replaced is empty, and so is a snapshot of it.
+        let like = existing.as_ref().map(|volume| volume.device);
+        let head = pool.create_head(size_bytes, like).map_err(during(attempt))?;
         let target = PoolVolume::open(Arc::clone(&pool), head.clone()).map_err(during(attempt))?;
         Ok(Self { name, pool, head, target, replaces: existing.is_some(), next: 0, _lock: lock })
     }
