@@ -63,11 +63,11 @@ grep -q '^web@thinbak-base' /tmp/said
 before=$(sha256sum </dev/vg/web)
 identity=$(lvs --noheadings -o lv_uuid vg/web)
 mount -t ext4 /dev/vg/web /mnt
-refused 5 'is open' thinbak restore vg/tp/web:2 --in-place
+refused 5 'is open' thinbak restore vg/tp/web:2 --in-place=lvm:vg/tp/web
 umount /mnt
 dd if=/tmp/tools/content of=/dev/vg/web bs=1M count=5 seek=7 oflag=direct status=none
 old=$(id vg/web)
-quiet restore vg/tp/web:2 --in-place
+quiet restore vg/tp/web:2 --in-place=lvm:vg/tp/web
 test "$(sha256sum </dev/vg/web)" = "$before"
 e2fsck -fn /dev/vg/web >/dev/null 2>&1
 test "$(lvs --noheadings -o lv_uuid vg/web)" = "$identity"
@@ -245,11 +245,11 @@ settled
 refused 10 'no volume' thinbak volume export lvm:vg/tp/copy
 # While the volume is replaced.
 sum=$(sha256sum </dev/vg/web)
-until_killed 'grep -q thinbak:activate /etc/lvm/backup/vg' restore vg/tp/web:latest --in-place
+until_killed 'grep -q thinbak:activate /etc/lvm/backup/vg' restore vg/tp/web:latest --in-place=lvm:vg/tp/web
 settled
 echo "after $(test -e /dev/mapper/vg-web && echo active)"
 test -z "$(lvs --noheadings -o lv_tags vg/web | tr -d ' ')"
-quiet restore vg/tp/web:latest --in-place
+quiet restore vg/tp/web:latest --in-place=lvm:vg/tp/web
 mode last lvm:vg/tp/web
 clean 1
 lvchange -ay vg/other

@@ -92,7 +92,7 @@ impl LvmPool {
         let entry = inner.new_entry(origin.size_bytes, role, inner.clock(1)?.saturating_add(1))?;
         let path = self.place.path(&origin.name);
         // Read-only, and not activated unless somebody insists.
-        self.make(entry, &["-s", "-pr", "-ky", &path], tags)
+        self.make(entry, &["--type", "thin", "-pr", "-ky", &path], tags)
     }
 
     fn give_up(&self, taken: &[Volume]) {

@@ -35,7 +35,7 @@ impl LvmPool {
             return refused(why, format!("lvchange --zero y {}, or restore with --to", self.place));
         }
         let entry = inner.new_entry(size_bytes, Role::Head, inner.clock(1)?.saturating_add(1))?;
-        self.make(entry, &["-s", "-kn", "-ay", &path], &name::tags(&Role::Head))
+        self.make(entry, &["--type", "thin", "-kn", "-ay", &path], &name::tags(&Role::Head))
     }
 
     /// Lets a snapshot of a volume take its place.
