@@ -89,8 +89,11 @@ impl Plan {
                 .with_hint("a pool of thinbak's own: thinbak pool create NAME --data DEV --metadata DEV"));
             }
             (PoolSpec::Lvm(_), _) => {
-                return Err(usage(format!("create pool {}: pools of LVM are made with lvcreate", request.pool))
-                    .with_hint("as in: lvcreate --type thin-pool -L 100G -n POOL VG"));
+                return Err(usage(format!(
+                    "create pool {}: pools of LVM are made with lvcreate",
+                    request.pool
+                ))
+                .with_hint("as in: lvcreate --type thin-pool -L 100G -n POOL VG"));
             }
             (PoolSpec::Dir(_), Some(_)) => {
                 return Err(usage("the pool's directory is given twice".to_owned()));

@@ -130,7 +130,15 @@ impl Import {
         let like = existing.as_ref().map(|volume| volume.device);
         let head = pool.create_head(size_bytes, like).map_err(during(attempt))?;
         let target = PoolVolume::open(Arc::clone(&pool), head.clone()).map_err(during(attempt))?;
-        Ok(Self { name, pool, head, target: Some(target), replaces: existing.is_some(), next: 0, _lock: lock })
+        Ok(Self {
+            name,
+            pool,
+            head,
+            target: Some(target),
+            replaces: existing.is_some(),
+            next: 0,
+            _lock: lock,
+        })
     }
 
     fn apply(&mut self, mut pieces: mpsc::Receiver<Piece>, tell: impl Fn(u64)) -> Result<(), Failed> {

@@ -183,7 +183,7 @@ refused 2 'names no pool' thinbak pool status lvm:vg
 refused 10 'no volume .nothing' thinbak backup lvm:vg/tp/nothing
 refused 2 'no thin volume' thinbak backup lvm:vg/tp/thick
 refused 2 'of pool other' thinbak backup lvm:vg/tp/elsewhere
-refused 2 'no thin volume' thinbak restore vg/tp/web:1 --to lvm:vg/tp/thick
+refused 2 'no thin volume' thinbak volume create lvm:vg/tp/thick --size 4M
 refused 2 "LVM's commands" thinbak pool resize lvm:vg/tp --size 1G
 refused 5 'lvm:VG/POOL' thinbak pool status dm:vg-tp-tpool
 lvchange -an vg/elsewhere; lvchange -an vg/other
@@ -237,7 +237,7 @@ book='/tmp/state/lvm/*.json'
 # While the snapshot is made, and when it is there.
 until_killed 'grep -q "\"candidate\"" $book' backup lvm:vg/tp/web
 settled
-until_killed 'dmsetup info -c --noheadings -o name,suspended 2>/dev/null | grep -q vg-web:Suspended; test "$(ls -d /proc/[0-9]*/exe | wc -l)" -gt 0 && grep -q "\"candidate\"" $book && grep -q "\"born\"\|\"held\"" $book' backup lvm:vg/tp/web
+until_killed 'grep -q thinbak:candidate /etc/lvm/backup/vg' backup lvm:vg/tp/web
 settled
 # While a new volume is written, and before it has its name.
 until_killed 'dmsetup ls | grep -q thinbak_' restore vg/tp/web:latest --to lvm:vg/tp/copy

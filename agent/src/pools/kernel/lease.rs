@@ -167,7 +167,8 @@ impl Inner {
         });
         noted.inspect_err(|_| {
             let target = self.target();
-            let released = target.and_then(|target| Ok(self.mapper.message(&target, "release_metadata_snap")?));
+            let released =
+                target.and_then(|target| Ok(self.mapper.message(&target, "release_metadata_snap")?));
             if let Err(error) = released {
                 tracing::error!(pool = self.name, %error, "the metadata snapshot could not be released");
             } else if let Err(error) = self.record(None) {

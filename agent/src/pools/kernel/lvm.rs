@@ -129,9 +129,7 @@ impl LvmPool {
         }
         *self.own.lock() = sync::thin_volumes(&group, &self.pool_uuid)
             .filter(|logical| logical.name.starts_with(name::OWN_PREFIX))
-            .map(|logical| {
-                (logical.identity, Own { name: logical.name.clone(), uuid: logical.uuid.clone() })
-            })
+            .map(|logical| (logical.identity, Own { name: logical.name.clone(), uuid: logical.uuid.clone() }))
             .collect();
         let owners = || -> HashMap<DeviceId, Uuid> {
             let book = self.kernel.inner.book.lock();
@@ -144,7 +142,8 @@ impl LvmPool {
         })?;
         // LVM gives ids again: what is known of one is of the device that had it.
         let after = owners();
-        let is_known = |device: &DeviceId| before.get(device).is_some_and(|owner| after.get(device) == Some(owner));
+        let is_known =
+            |device: &DeviceId| before.get(device).is_some_and(|owner| after.get(device) == Some(owner));
         self.kernel.inner.roots.lock().retain(|device, _| is_known(device));
         Ok(group)
     }
@@ -239,7 +238,9 @@ fn find_target(
     loop {
         let mut suspended = false;
         for name in [format!("{plain}-tpool"), plain.clone()] {
-            let Some(info) = mapper.info(&name)?.filter(|info| info.uuid.starts_with(&wanted)) else { continue };
+            let Some(info) = mapper.info(&name)?.filter(|info| info.uuid.starts_with(&wanted)) else {
+                continue;
+            };
             let Some(found) = look::found(mapper, &name, &info)? else { continue };
             if !info.suspended {
                 return Ok((name, found));

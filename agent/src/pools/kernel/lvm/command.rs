@@ -112,8 +112,9 @@ fn run(words: &[&str], limit: Duration, may_be_killed: bool) -> Result<Vec<u8>, 
     }
     let message = format!("`{}` took longer than {} s", line(), limit.as_secs());
     Err(failed(
-        Failed::new(FailureKind::Busy, message)
-            .with_hint("somebody may have the volume group locked: see what other commands of LVM are running"),
+        Failed::new(FailureKind::Busy, message).with_hint(
+            "somebody may have the volume group locked: see what other commands of LVM are running",
+        ),
     ))
 }
 
@@ -146,8 +147,9 @@ fn one_line(said: &str) -> String {
 
 /// As one would type it.
 fn shown(words: &[&str]) -> String {
-    let is_plain =
-        |word: &str| !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "-+_./=:,".contains(c));
+    let is_plain = |word: &str| {
+        !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "-+_./=:,".contains(c))
+    };
     let quoted = words.iter().map(|word| {
         if is_plain(word) { (*word).to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
     });

@@ -16,9 +16,8 @@ use crate::{pools::pool::Content as _, volume::write_zeros};
 impl LvmPool {
     /// A volume of this pool, as LVM and as we see it.
     pub(super) fn find<'a>(&self, group: &'a Group, wanted: &str) -> Result<(&'a Logical, Volume), Failed> {
-        let missing = |what: String, hint: String| {
-            Err(Failed::new(FailureKind::NotFound, what).with_hint(hint))
-        };
+        let missing =
+            |what: String, hint: String| Err(Failed::new(FailureKind::NotFound, what).with_hint(hint));
         let usage = |what: String, hint: String| Err(Failed::new(FailureKind::Usage, what).with_hint(hint));
         let place = &self.place;
         if let Err(why) = check_lvm_name(wanted) {
@@ -45,7 +44,8 @@ impl LvmPool {
             let what = format!("{} is thinbak's own, no volume to work with", place.path(wanted));
             return Err(Failed::new(FailureKind::Refused, what).with_hint(list));
         }
-        let outside = group.volumes.iter().find(|other| other.name == logical.origin && other.device.is_none());
+        let outside =
+            group.volumes.iter().find(|other| other.name == logical.origin && other.device.is_none());
         if let Some(origin) = outside {
             let message = format!(
                 "{} lies over an external origin ({}), which this version does not read",
@@ -150,8 +150,9 @@ impl LvmPool {
             "LVM says that it made device {device} in pool {}, but there is none, or an older one",
             self.place
         );
-        Failed::new(FailureKind::Failed, message)
-            .with_hint("was a volume suspended meanwhile, or a device made with dmsetup? lvs -o+thin_id shows LVM's")
+        Failed::new(FailureKind::Failed, message).with_hint(
+            "was a volume suspended meanwhile, or a device made with dmsetup? lvs -o+thin_id shows LVM's",
+        )
     }
 
     /// Makes an empty private volume that can be written. LVM rounds its size up to whole extents.
@@ -178,7 +179,9 @@ impl LvmPool {
 
     fn zero_first_block(&self, head: &Volume) -> Result<(), Failed> {
         let content = self.open_head(head)?;
-        write_zeros(0, self.kernel.inner.block_bytes().min(head.size_bytes), |at, zeros| content.write(at, zeros))?;
+        write_zeros(0, self.kernel.inner.block_bytes().min(head.size_bytes), |at, zeros| {
+            content.write(at, zeros)
+        })?;
         content.flush()
     }
 

@@ -26,12 +26,18 @@ impl LvmPool {
         }
         refuse_in_use(origin, &path)?;
         if size_bytes != origin.size_bytes {
-            let why = format!("replace {path}: it has {} bytes, what comes has {size_bytes}", origin.size_bytes);
-            return refused(why, format!("give it that size with lvresize, or restore with --to lvm:{}/NEW", self.place));
+            let why =
+                format!("replace {path}: it has {} bytes, what comes has {size_bytes}", origin.size_bytes);
+            return refused(
+                why,
+                format!("give it that size with lvresize, or restore with --to lvm:{}/NEW", self.place),
+            );
         }
         let inner = &self.kernel.inner;
         if inner.found.line.table.features.skip_block_zeroing {
-            let why = format!("replace {path}: its pool does not zero new blocks, so a part of one cannot be written");
+            let why = format!(
+                "replace {path}: its pool does not zero new blocks, so a part of one cannot be written"
+            );
             return refused(why, format!("lvchange --zero y {}, or restore with --to", self.place));
         }
         let entry = inner.new_entry(size_bytes, Role::Head, inner.clock(1)?.saturating_add(1))?;
@@ -72,7 +78,11 @@ impl LvmPool {
         let new = self.place.path(&new.name);
         command::change(&["lvchange", "-an", path]).map_err(|error| {
             let failed = Failed::from(error);
-            Failed { kind: FailureKind::Refused, message: format!("{path} is in use: {}", failed.message), ..failed }
+            Failed {
+                kind: FailureKind::Refused,
+                message: format!("{path} is in use: {}", failed.message),
+                ..failed
+            }
         })?;
         command::change(&["lvchange", "-an", &new])?;
         Ok(command::change(&["lvconvert", "--merge", &new])?)

@@ -126,7 +126,8 @@ pub(super) fn parse(json: &[u8]) -> Result<Vec<Group>, Failed> {
     let mut groups: Vec<Group> = Vec::new();
     for row in document.report.into_iter().flat_map(|part| part.lv) {
         let (name, uuid, label) = (row.vg_name.clone(), row.vg_uuid.clone(), row.lv_name.clone());
-        let extent_bytes = row.vg_extent_size.parse().map_err(|_| misread(format!("extent size of {name}")))?;
+        let extent_bytes =
+            row.vg_extent_size.parse().map_err(|_| misread(format!("extent size of {name}")))?;
         let logical = row.logical().ok_or_else(|| misread(format!("the numbers of {name}/{label}")))?;
         match groups.iter_mut().find(|group| group.uuid == uuid) {
             Some(group) => group.volumes.push(logical),
@@ -168,7 +169,10 @@ mod tests {
         let groups = parse(REPORT.as_bytes()).unwrap();
         assert_eq!((groups.len(), groups[0].extent_bytes), (1, 4 << 20));
         let [web, pool] = groups[0].volumes.as_slice() else { panic!("two volumes") };
-        assert_eq!((web.device.unwrap().get(), web.size_bytes, web.created_at_ms), (1, 64 << 20, 1_795_453_129_000));
+        assert_eq!(
+            (web.device.unwrap().get(), web.size_bytes, web.created_at_ms),
+            (1, 64 << 20, 1_795_453_129_000)
+        );
         assert!(web.is_open && web.is_active && !web.is_read_only && !web.is_own());
         assert_eq!(web.tags, ["a", "b"]);
         assert!(pool.is_thin_pool && pool.device.is_none());

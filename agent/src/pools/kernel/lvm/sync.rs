@@ -148,7 +148,10 @@ mod tests {
         let name = own_name(uuid);
         // Another's under the same name is not ours.
         sync(&mut book, &group(vec![logical(&name, "C", 2, &[])]), "P", 1);
-        assert!(book.by_identity(identity("G", "C")).is_some_and(|entry| matches!(entry.role, Role::Volume { .. })));
+        assert!(
+            book.by_identity(identity("G", "C"))
+                .is_some_and(|entry| matches!(entry.role, Role::Volume { .. }))
+        );
         let mut book = contents();
         book.put(intent(uuid, 0));
         sync(&mut book, &group(vec![logical(&name, "C", 2, &["thinbak"])]), "P", 1);
