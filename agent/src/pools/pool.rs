@@ -41,8 +41,9 @@ pub trait ThinPool: Send + Sync {
     /// Removes a snapshot, or a base with its record.
     fn remove_snapshot(&self, volume: &str, snapshot: &str) -> Result<(), Failed>;
 
-    /// Why so many volumes cannot be backed up at one moment, if so. `paused`: nobody writes to them meanwhile.
-    fn check_group(&self, _volumes: usize, _paused: bool) -> Result<(), Failed> {
+    /// Why so many volumes cannot be backed up at one moment, if so. `any_moments`: they need not be, or nobody writes to them
+    /// meanwhile.
+    fn check_group(&self, _volumes: usize, _any_moments: bool) -> Result<(), Failed> {
         Ok(())
     }
     /// Takes private read-only snapshots of volumes, of one moment where [`check_group`](Self::check_group) says so; all or none. What is left of them after a crash goes

@@ -227,7 +227,7 @@ until_killed() { # WHAT_IS_LOOKED_FOR COMMAND...
 }
 settled() { # after a while, as a command of LVM goes on alone
   for wait in 1 2 3 4 5 6 7 8 9 10; do
-    if pgrep -x lvm >/dev/null; then sleep 1; fi
+    if ls -l /proc/[0-9]*/exe 2>/dev/null | grep -q 'bin/lvm$'; then sleep 1; fi
   done
   quiet volume list lvm:vg/tp
   clean 1

@@ -116,8 +116,8 @@ impl ThinPool for LvmPool {
         }
     }
 
-    fn check_group(&self, volumes: usize, paused: bool) -> Result<(), Failed> {
-        if paused || volumes < 2 {
+    fn check_group(&self, volumes: usize, any_moments: bool) -> Result<(), Failed> {
+        if any_moments || volumes < 2 {
             return Ok(());
         }
         Err(not_one_moment(
