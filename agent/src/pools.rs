@@ -1,8 +1,8 @@
 //! Pools of this host: which are known, which are open, and the services on them.
 //!
-//! A pool is named by the name under which it was registered, or by kind and place (`dir:/path`, `dm:NAME`).
+//! A pool is named by the name under which it was registered, or by kind and place (`dir:/path`, `dm:NAME`, `lvm:VG/POOL`).
 //! It is opened on demand and stays open as long as its [`PoolManager`] lives: in a daemon until it stops, in a command
-//! without one until it ends.
+//! without one until it ends. Pools of LVM are open only while somebody works with them.
 
 mod admin;
 mod blocking;

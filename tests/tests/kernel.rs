@@ -23,6 +23,8 @@ mod kernel_side;
 mod lab;
 #[path = "kernel/large_metadata.rs"]
 mod large_metadata;
+#[path = "kernel/lvm.rs"]
+mod lvm;
 #[path = "kernel/messages.rs"]
 mod messages;
 #[path = "kernel/model.rs"]

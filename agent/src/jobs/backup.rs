@@ -126,6 +126,8 @@ impl<'a> Backup<'a> {
                 let message = "a group must be of one pool to be of one moment";
                 return Err(Failed::new(FailureKind::Refused, message));
             }
+            let any_moments = self.group.is_empty() || self.request.writers_paused;
+            pools.iter().try_for_each(|pool| pool.pool.check_group(pool.dues.len(), any_moments))?;
             // The volumes of a group are of one moment: none is repeated alone.
             let last = attempt == ATTEMPTS || !self.group.is_empty();
             volumes = Vec::new();

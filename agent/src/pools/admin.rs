@@ -88,6 +88,13 @@ impl Plan {
                 ))
                 .with_hint("a pool of thinbak's own: thinbak pool create NAME --data DEV --metadata DEV"));
             }
+            (PoolSpec::Lvm(_), _) => {
+                return Err(usage(format!(
+                    "create pool {}: pools of LVM are made with lvcreate",
+                    request.pool
+                ))
+                .with_hint("as in: lvcreate --type thin-pool -L 100G -n POOL VG"));
+            }
             (PoolSpec::Dir(_), Some(_)) => {
                 return Err(usage("the pool's directory is given twice".to_owned()));
             }
@@ -174,12 +181,22 @@ pub(super) fn list(manager: &PoolManager) -> Result<Vec<PoolInfo>, Failed> {
             ..PoolInfo::default()
         })
     });
-    Ok(listed.chain(of_kernel).collect())
+    let of_lvm = kernel::lvm_pools_of_host().into_iter().map(|place| {
+        kernel::look_at_lvm(&place, manager.known.state_dir()).unwrap_or_else(|failed| PoolInfo {
+            kind: "lvm".to_owned(),
+            place: place.to_string(),
+            name: place.to_string(),
+            error: failed.message,
+            ..PoolInfo::default()
+        })
+    });
+    Ok(listed.chain(of_kernel).chain(of_lvm).collect())
 }
 
 pub(super) fn status(manager: &PoolManager, spec: &str) -> Result<PoolInfo, Failed> {
     match PoolSpec::parse(spec)? {
         PoolSpec::Mapper(name) => kernel::look(&name, manager.known.state_dir()),
+        PoolSpec::Lvm(place) => kernel::look_at_lvm(&place, manager.known.state_dir()),
         PoolSpec::Dir(_) | PoolSpec::Name(_) => manager.open(spec)?.info(),
     }
 }

@@ -85,8 +85,8 @@ struct Import {
     name: String,
     pool: Arc<dyn ThinPool>,
     head: Volume,
-    /// The head as a sink writes it.
-    target: PoolVolume,
+    /// The head as a sink writes it; absent when all is written.
+    target: Option<PoolVolume>,
     replaces: bool,
     /// Everything before this has been dealt with.
     next: u64,
@@ -126,9 +126,19 @@ impl Import {
                 target.size_bytes.checked_next_multiple_of(SECTOR_BYTES).unwrap_or(target.size_bytes)
             }
         };
-        let head = pool.create_head(size_bytes, None).map_err(during(attempt))?;
+        // A volume that is replaced is empty, and so is a snapshot of it.
+        let like = existing.as_ref().map(|volume| volume.device);
+        let head = pool.create_head(size_bytes, like).map_err(during(attempt))?;
         let target = PoolVolume::open(Arc::clone(&pool), head.clone()).map_err(during(attempt))?;
-        Ok(Self { name, pool, head, target, replaces: existing.is_some(), next: 0, _lock: lock })
+        Ok(Self {
+            name,
+            pool,
+            head,
+            target: Some(target),
+            replaces: existing.is_some(),
+            next: 0,
+            _lock: lock,
+        })
     }
 
     fn apply(&mut self, mut pieces: mpsc::Receiver<Piece>, tell: impl Fn(u64)) -> Result<(), Failed> {
@@ -172,7 +182,9 @@ impl Import {
                     self.name
                 )));
             }
-            self.target.write(begin, data).map_err(|failed| Failed {
+            let target = self.target.as_ref();
+            let target = target.ok_or_else(|| usage(format!("import into {}: it has ended", self.name)))?;
+            target.write(begin, data).map_err(|failed| Failed {
                 message: format!("import into {}: {}", self.name, failed.message),
                 ..failed
             })?;
@@ -181,7 +193,11 @@ impl Import {
         Ok(())
     }
 
-    fn publish(&self) -> Result<Volume, Failed> {
+    /// What is written is on stable storage before it has a name, and nobody has the head open any more.
+    fn publish(&mut self) -> Result<Volume, Failed> {
+        if let Some(target) = self.target.take() {
+            target.flush().map_err(during(|| format!("import into {}", self.name)))?;
+        }
         let volume = self.name.rsplit('/').next().unwrap_or_default();
         let published = if self.replaces {
             self.pool.replace_volume(volume, &self.head)

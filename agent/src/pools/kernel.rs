@@ -1,4 +1,4 @@
-//! Pools that the kernel runs: `dm:NAME`, a device-mapper device with a thin-pool target.
+//! Pools that the kernel runs: `dm:NAME`, a device-mapper device with a thin-pool target, and LVM's ([`lvm`]).
 //!
 //! Its metadata are read beside it through metadata snapshots, its devices are made and deleted by messages, and what they
 //! are called stands in a registry of ours ([`book`]). Snapshots are read straight from the data device, through their own
@@ -15,6 +15,7 @@ mod driver;
 mod lease;
 mod lock;
 mod look;
+mod lvm;
 mod mapper;
 mod reread;
 mod resumers;
@@ -37,9 +38,12 @@ use thinbak_engine::{
 };
 use thinbak_proto::{Failed, FailureKind};
 
-pub(super) use self::look::{look, pools_of_host};
 pub(crate) use self::watchdog::watch;
 use self::{book::Book, lease::Turn, lock::HostLock, look::Found, mapper::Mapper, reread::Reread};
+pub(super) use self::{
+    look::{look, pools_of_host},
+    lvm::{LvmPlace, LvmPool, look as look_at_lvm, pools_of_host as lvm_pools_of_host},
+};
 
 /// A thin pool of the device-mapper, open for this process alone.
 pub(super) struct KernelPool {
@@ -48,8 +52,12 @@ pub(super) struct KernelPool {
 
 /// What the pool and its guards share.
 struct Inner {
-    /// The device's name.
+    /// What the pool is called: the name of its device, or VG/POOL.
     name: String,
+    /// The same with the kind.
+    spec: String,
+    /// Whether LVM gives the device its name, and another one with the first volume.
+    is_lvms: bool,
     found: Found,
     mapper: Arc<Mapper>,
     metadata: Arc<dyn BlockDevice>,
@@ -72,6 +80,8 @@ impl KernelPool {
         let book = Book::open(book_path(state_dir, &found, name))?;
         let inner = Inner {
             name: name.to_owned(),
+            spec: format!("dm:{name}"),
+            is_lvms: false,
             found,
             mapper,
             metadata: Arc::new(Reread::new(metadata)),
@@ -100,7 +110,7 @@ impl Inner {
         let status = self.status()?;
         let refused = |why: &str| {
             Failed::new(FailureKind::Failed, format!("pool {}: {why}", self.name))
-                .with_hint(format!("dmsetup status {} says so; the kernel's log says why", self.name))
+                .with_hint("dmsetup status says so; the kernel's log says why")
         };
         match status.mode {
             PoolMode::Fail => Err(refused("it has failed")),
@@ -111,7 +121,19 @@ impl Inner {
     }
 
     fn status(&self) -> Result<PoolStatus, Failed> {
-        look::status(&self.mapper, &self.name)
+        look::status(&self.mapper, &self.target()?)
+    }
+
+    /// The name of the device that has the target.
+    fn target(&self) -> Result<String, Failed> {
+        if !self.is_lvms {
+            return Ok(self.name.clone());
+        }
+        let devices = self.mapper.devices()?;
+        let target = devices.into_iter().find(|(_, number)| *number == self.found.number);
+        target.map(|(name, _)| name).ok_or_else(|| {
+            Failed::new(FailureKind::Failed, format!("pool {}: it is not active any more", self.name))
+        })
     }
 
     fn block_bytes(&self) -> u64 {

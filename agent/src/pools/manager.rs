@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Weak},
 };
 
 use parking_lot::Mutex;
@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{
     ThinPool,
     failure::{hint_at_agent, while_doing},
-    kernel::KernelPool,
+    kernel::{KernelPool, LvmPlace, LvmPool},
     known::KnownPools,
     place::PoolSpec,
     running::{JobTable, VolumeLock, VolumeLocks},
@@ -29,6 +29,8 @@ pub struct PoolManager {
     open: Mutex<HashMap<PathBuf, Arc<EmbeddedPool>>>,
     /// By name of the device; the lock is held as that of the others.
     mapped: Mutex<HashMap<String, Arc<KernelPool>>>,
+    /// By `VG/POOL`. Those that somebody works with: open, one keeps LVM from deactivating it.
+    lvms: Mutex<HashMap<String, Weak<LvmPool>>>,
     locks: VolumeLocks,
     jobs: JobTable,
     /// By pool: who may reserve its one metadata snapshot.
@@ -43,6 +45,7 @@ impl PoolManager {
             known: KnownPools::new(state_dir.into()),
             open: Mutex::default(),
             mapped: Mutex::default(),
+            lvms: Mutex::default(),
             locks: VolumeLocks::default(),
             jobs: JobTable::default(),
             leases: Mutex::default(),
@@ -53,6 +56,7 @@ impl PoolManager {
     pub fn open(&self, spec: &str) -> Result<Arc<dyn ThinPool>, Failed> {
         match PoolSpec::parse(spec)? {
             PoolSpec::Mapper(name) => Ok(self.open_mapped(&name)?),
+            PoolSpec::Lvm(place) => Ok(self.open_lvm(place)?),
             PoolSpec::Dir(_) | PoolSpec::Name(_) => Ok(self.open_embedded(spec, "open")?),
         }
     }
@@ -101,6 +105,18 @@ impl PoolManager {
         Ok(pool)
     }
 
+    fn open_lvm(&self, place: LvmPlace) -> Result<Arc<LvmPool>, Failed> {
+        let mut open = self.lvms.lock();
+        open.retain(|_, pool| pool.strong_count() > 0);
+        let name = place.to_string();
+        if let Some(pool) = open.get(&name).and_then(Weak::upgrade).filter(|pool| pool.is_current()) {
+            return Ok(pool);
+        }
+        let pool = Arc::new(LvmPool::open(place, self.known.state_dir()).map_err(hint_at_agent)?);
+        open.insert(name, Arc::downgrade(&pool));
+        Ok(pool)
+    }
+
     /// The directory that `spec` stands for.
     pub(super) fn dir_of(&self, spec: &str, verb: &str) -> Result<PathBuf, Failed> {
         match PoolSpec::parse(spec)? {
@@ -111,6 +127,12 @@ impl PoolManager {
                     format!("{verb} pool {spec}: it is the kernel's, made and changed with dmsetup");
                 Err(Failed::new(FailureKind::Usage, message)
                     .with_hint(format!("as in: dmsetup table {name}; thinbak pool status {spec}")))
+            }
+            PoolSpec::Lvm(place) => {
+                let message =
+                    format!("{verb} pool {spec}: it is LVM's, made and changed with LVM's commands");
+                Err(Failed::new(FailureKind::Usage, message)
+                    .with_hint(format!("as in: lvs {place}; thinbak pool status {spec}")))
             }
         }
     }
@@ -181,6 +203,9 @@ impl PoolManager {
         }
         for pool in self.mapped.lock().values() {
             pools.push(Arc::<KernelPool>::clone(pool));
+        }
+        for pool in self.lvms.lock().values().filter_map(Weak::upgrade) {
+            pools.push(pool);
         }
         pools
     }

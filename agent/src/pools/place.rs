@@ -1,8 +1,10 @@
-//! Where a pool is: `dir:/path`, or a name that stands for one.
+//! Where a pool is: `dir:/path`, `dm:NAME`, `lvm:VG/POOL`, or a name that stands for the first.
 
 use std::path::{Path, PathBuf};
 
 use thinbak_proto::{Failed, FailureKind};
+
+use super::kernel::LvmPlace;
 
 /// What a person may write for a pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,10 +15,12 @@ pub(super) enum PoolSpec {
     Dir(PathBuf),
     /// A thin pool of the device-mapper, by the name of its device.
     Mapper(String),
+    /// A thin pool of LVM.
+    Lvm(LvmPlace),
 }
 
 impl PoolSpec {
-    /// Reads `NAME` or `KIND:PLACE`. Kinds that need the kernel are known but not served.
+    /// Reads `NAME` or `KIND:PLACE`.
     pub(super) fn parse(text: &str) -> Result<Self, Failed> {
         match text.split_once(':') {
             None => {
@@ -31,9 +35,7 @@ impl PoolSpec {
                 check_name(name)?;
                 Ok(Self::Mapper(name.to_owned()))
             }
-            Some((kind @ "lvm", _)) => {
-                Err(usage(format!("{text}: {kind} pools are not supported by this version")))
-            }
+            Some(("lvm", place)) => Ok(Self::Lvm(LvmPlace::parse(place)?)),
             Some((kind, _)) => Err(usage(format!("{text}: there is no kind of pool called `{kind}`"))
                 .with_hint("embedded pools are named as dir:/path")),
         }
@@ -59,6 +61,8 @@ mod tests {
         assert_eq!(PoolSpec::parse("fast").unwrap(), PoolSpec::Name("fast".to_owned()));
         assert_eq!(PoolSpec::parse("dir:/srv/p:1").unwrap(), PoolSpec::Dir(PathBuf::from("/srv/p:1")));
         assert_eq!(PoolSpec::parse("dm:pool").unwrap(), PoolSpec::Mapper("pool".to_owned()));
+        let lvm = PoolSpec::Lvm(LvmPlace::parse("vg/pool").unwrap());
+        assert_eq!(PoolSpec::parse("lvm:vg/pool").unwrap(), lvm);
     }
 
     #[test]
@@ -66,7 +70,8 @@ mod tests {
         for (spec, says) in [
             ("dm:", "cannot be the name"),
             ("dm:a/b", "cannot be the name"),
-            ("lvm:vg/pool", "lvm pools are not supported by this version"),
+            ("lvm:vg", "names no pool"),
+            ("lvm:vg/pool/volume", "no name of LVM's"),
             ("zfs:tank", "no kind of pool called `zfs`"),
             ("dir:relative", "must be absolute"),
             ("", "cannot be the name"),

@@ -41,7 +41,12 @@ pub trait ThinPool: Send + Sync {
     /// Removes a snapshot, or a base with its record.
     fn remove_snapshot(&self, volume: &str, snapshot: &str) -> Result<(), Failed>;
 
-    /// Takes private read-only snapshots of volumes, of one moment; all or none. What is left of them after a crash goes
+    /// Why so many volumes cannot be backed up at one moment, if so. `any_moments`: they need not be, or nobody writes to them
+    /// meanwhile.
+    fn check_group(&self, _volumes: usize, _any_moments: bool) -> Result<(), Failed> {
+        Ok(())
+    }
+    /// Takes private read-only snapshots of volumes, of one moment where [`check_group`](Self::check_group) says so; all or none. What is left of them after a crash goes
     /// when the pool is opened the next time.
     fn take_candidates(&self, volumes: &[&str]) -> Result<Vec<Volume>, Failed>;
     /// Makes a private writable device, empty or a snapshot of `like`; as transient as a candidate.

@@ -31,6 +31,8 @@ pub(crate) struct PoolVolumes {
 
 impl PoolVolumes {
     fn of(info: PoolInfo, listed: bool) -> Self {
+        // Only those have a name of their own.
+        let listed = listed && info.kind == "dir";
         let place = format!("{}:{}", info.kind, info.place);
         let error = Some(info.error).filter(|error| !error.is_empty());
         Self {

@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use crate::{block_devices::in_guest, guest::Report};
 
 /// Runs the programs as they are installed on a host, with the guest's own libraries: thinbak starts itself again.
-const PROGRAMS: &str = r#"
+pub(crate) const PROGRAMS: &str = r#"
 mkdir -p /tmp/tools /tmp/repo
 mount -t ext4 -o ro /dev/vdc /tmp/tools
 export THINBAK_STATE_DIR=/tmp/state THINBAK_REPOSITORY=/tmp/repo NO_COLOR=1 PATH=$PATH:/tmp/tools

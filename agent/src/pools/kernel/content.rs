@@ -1,6 +1,6 @@
 //! The content of devices of a kernel pool.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, path::Path, sync::Arc};
 
 use parking_lot::Mutex;
 use thinbak_engine::{
@@ -9,7 +9,7 @@ use thinbak_engine::{
 };
 use thinbak_proto::{Failed, FailureKind};
 
-use super::{Inner, lease, survey::is_that_of, volumes::stale};
+use super::{Inner, lease, mapper, survey::is_that_of, volumes::stale};
 use crate::{
     pools::{Candidate, failure::of_view, pool::Content},
     volume::write_zeros,
@@ -188,10 +188,12 @@ impl Content for SnapshotContent {
     }
 }
 
-/// A private head, through a device of ours that goes with this.
+/// A private head, through a device of ours that goes with this, or through one that LVM has activated.
 pub(super) struct HeadContent {
     inner: Arc<Inner>,
     name: String,
+    /// Whether the device is removed with this.
+    is_ours: bool,
     /// Absent only while it is closed.
     file: Option<FileDevice>,
     /// Where the pool does not zero new blocks: those that were written here. Nobody else writes the head.
@@ -205,10 +207,22 @@ impl HeadContent {
         let sectors = head.size_bytes.next_multiple_of(inner.block_bytes()) / SECTOR_BYTES;
         let target = (0, sectors, "thin".to_owned(), format!("{} {}", inner.found.number, head.device));
         let path = inner.mapper.activate(&name, &format!("THINBAK-{}", head.uuid.simple()), target)?;
+        Self::through(inner, name, &path, true)
+    }
+
+    /// Through a device that is there and stays.
+    pub(super) fn of_active(inner: &Arc<Inner>, name: &str) -> Result<Self, Failed> {
+        let info = inner.mapper.info(name)?.ok_or_else(|| stale(name))?;
+        let path = mapper::node(info.number);
+        let path = path.map_err(|error| inner.io_failed(&format!("find {name} beside"), &error))?;
+        Self::through(inner, name.to_owned(), &path, false)
+    }
+
+    fn through(inner: &Arc<Inner>, name: String, path: &Path, is_ours: bool) -> Result<Self, Failed> {
         let skips_zeroing = inner.found.line.table.features.skip_block_zeroing;
         let (inner, written) = (Arc::clone(inner), skips_zeroing.then(Mutex::default));
-        let mut content = Self { inner, name, file: None, written };
-        let opened = FileDevice::open(&path, Access::ReadWrite);
+        let mut content = Self { inner, name, is_ours, file: None, written };
+        let opened = FileDevice::open(path, Access::ReadWrite);
         content.file = Some(opened.map_err(|error| content.failed("open", &error))?);
         Ok(content)
     }
@@ -277,7 +291,9 @@ impl Content for HeadContent {
 impl Drop for HeadContent {
     fn drop(&mut self) {
         self.file = None;
-        if let Err(error) = self.inner.mapper.remove(&self.name) {
+        if self.is_ours
+            && let Err(error) = self.inner.mapper.remove(&self.name)
+        {
             tracing::warn!(device = self.name, %error, "a private device is left until the pool is opened again");
         }
     }

@@ -117,10 +117,11 @@ impl Inner {
             match self.writable_status()?.held_root {
                 Some(root) => self.refuse_held(root, until)?,
                 None => {
+                    let target = self.target()?;
                     // The device may have grown since it was looked at.
                     let _ = self.metadata.resize(0);
                     self.record(Some(Msnap::Intended))?;
-                    match self.mapper.message(&self.name, "reserve_metadata_snap") {
+                    match self.mapper.message(&target, "reserve_metadata_snap") {
                         Ok(()) => return self.note_reserved(keep),
                         // Somebody was faster.
                         Err(error) if error.is(Errno::BUSY) => self.record(None)?,
@@ -141,13 +142,13 @@ impl Inner {
             let message = format!("a metadata snapshot of pool {} is held {whose} (root {root})", self.name);
             Err(Failed::new(FailureKind::Busy, message).with_hint(hint))
         };
-        let by_force = format!("if its owner is gone: thinbak msnap release --force dm:{}", self.name);
+        let by_force = format!("if its owner is gone: thinbak msnap release --force {}", self.spec);
         let (ours, recorded) = (self.holds(root)?, self.book.lock().contents().msnap);
         match recorded {
             // No job has it, as this one's turn it is: it could not be released.
             Some(Msnap::Held { keep: false, .. }) if ours => self.release_now(),
             Some(Msnap::Held { .. }) if ours => {
-                busy("by thinbak", format!("let go of it with: thinbak msnap release dm:{}", self.name))
+                busy("by thinbak", format!("let go of it with: thinbak msnap release {}", self.spec))
             }
             Some(Msnap::Intended | Msnap::Releasing) => {
                 busy("by thinbak, which was killed while it reserved one, or by somebody else", by_force)
@@ -165,7 +166,9 @@ impl Inner {
             self.record(Some(Msnap::Held { keep, root: root.0, checksum }))
         });
         noted.inspect_err(|_| {
-            let released = self.mapper.message(&self.name, "release_metadata_snap");
+            let target = self.target();
+            let released =
+                target.and_then(|target| Ok(self.mapper.message(&target, "release_metadata_snap")?));
             if let Err(error) = released {
                 tracing::error!(pool = self.name, %error, "the metadata snapshot could not be released");
             } else if let Err(error) = self.record(None) {
@@ -202,12 +205,12 @@ impl Inner {
     }
 
     fn release_now(&self) -> Result<(), Failed> {
-        let held = self.book.lock().contents().msnap;
+        let (held, target) = (self.book.lock().contents().msnap, self.target()?);
         // Where it cannot be noted it is released all the same: held, it keeps everybody else from working.
         if let Err(error) = self.record(Some(Msnap::Releasing)) {
             tracing::warn!(pool = self.name, %error, "it is not recorded that the metadata snapshot is being released");
         }
-        if let Err(error) = self.mapper.message(&self.name, "release_metadata_snap") {
+        if let Err(error) = self.mapper.message(&target, "release_metadata_snap") {
             if error.is(Errno::OPNOTSUPP) {
                 // The pool is read-only or has failed: it is still held, and still ours.
                 self.record(held)?;

@@ -45,7 +45,7 @@ pub(super) fn find(mapper: &Mapper, name: &str) -> Result<Found, Failed> {
     if info.uuid.starts_with("LVM-") {
         let message = format!("pool dm:{name}: it is LVM's, which would not know of what is made in it");
         return Err(Failed::new(FailureKind::Refused, message)
-            .with_hint("this version serves no pools of LVM; dm: is for pools made with dmsetup"));
+            .with_hint("a thin pool of LVM is named as lvm:VG/POOL; dm: is for pools made with dmsetup"));
     }
     if info.suspended {
         return Err(Failed::new(FailureKind::Busy, format!("pool dm:{name}: it is suspended"))
@@ -54,7 +54,8 @@ pub(super) fn find(mapper: &Mapper, name: &str) -> Result<Found, Failed> {
     found(mapper, name, &info)?.ok_or_else(|| missing("the device is no thin pool, or not active".to_owned()))
 }
 
-fn found(mapper: &Mapper, name: &str, info: &Info) -> Result<Option<Found>, Failed> {
+/// What a device is as a pool; `None` if it is none.
+pub(super) fn found(mapper: &Mapper, name: &str, info: &Info) -> Result<Option<Found>, Failed> {
     let targets = mapper.table(name)?;
     let [(_, sectors, kind, line)] = targets.as_slice() else { return Ok(None) };
     if kind != "thin-pool" {

@@ -43,6 +43,7 @@ impl Run<'_> {
             volumes: named.collect(),
             repository: Some(self.address.clone()),
             group: job.group,
+            writers_paused: job.hooks.before.is_some() && job.hooks.after.is_some(),
             host: job.host.clone().unwrap_or_default(),
             read_bytes_per_second: job.read_bytes_per_second,
             sent_bytes_per_second: job.sent_bytes_per_second,

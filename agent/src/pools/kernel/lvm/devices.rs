@@ -1,0 +1,286 @@
+//! Making and removing volumes by LVM's commands.
+
+use thinbak_engine::{DeviceId, PoolMode, Role, Volume, embedded::check_snapshot_name, format::SECTOR_BYTES};
+use thinbak_proto::{Failed, FailureKind};
+use uuid::Uuid;
+
+use super::{
+    super::{book::Entry, content::HeadContent, volumes::stale},
+    LvmPool, command,
+    command::CommandError,
+    name::{self, OWN_PREFIX, check_lvm_name, own_name},
+    report::{Group, Logical},
+};
+use crate::{pools::pool::Content as _, volume::write_zeros};
+
+impl LvmPool {
+    /// A volume of this pool, as LVM and as we see it.
+    pub(super) fn find<'a>(&self, group: &'a Group, wanted: &str) -> Result<(&'a Logical, Volume), Failed> {
+        let missing =
+            |what: String, hint: String| Err(Failed::new(FailureKind::NotFound, what).with_hint(hint));
+        let usage = |what: String, hint: String| Err(Failed::new(FailureKind::Usage, what).with_hint(hint));
+        let place = &self.place;
+        if let Err(why) = check_lvm_name(wanted) {
+            return usage(
+                format!("`{wanted}` is no name of a volume of LVM: {why}"),
+                "as in lvm:VG/POOL/VOLUME".to_owned(),
+            );
+        }
+        let list = format!("thinbak volume list lvm:{place} shows what is there");
+        let Some(logical) = group.volumes.iter().find(|logical| logical.name == wanted) else {
+            return missing(format!("there is no volume `{wanted}` in pool {place}"), list);
+        };
+        if logical.pool_uuid != self.pool_uuid || logical.device.is_none() {
+            let path = place.path(wanted);
+            return match logical.pool.as_str() {
+                "" => usage(format!("{path} is no thin volume"), list),
+                pool => usage(
+                    format!("{path} is a volume of pool {pool}, not of {}", place.pool),
+                    format!("it is named as lvm:{}/{wanted}", place.path(pool)),
+                ),
+            };
+        }
+        if wanted.starts_with(OWN_PREFIX) {
+            let what = format!("{} is thinbak's own, no volume to work with", place.path(wanted));
+            return Err(Failed::new(FailureKind::Refused, what).with_hint(list));
+        }
+        let outside =
+            group.volumes.iter().find(|other| other.name == logical.origin && other.device.is_none());
+        if let Some(origin) = outside {
+            let message = format!(
+                "{} lies over an external origin ({}), which this version does not read",
+                place.path(wanted),
+                origin.name
+            );
+            return Err(Failed::new(FailureKind::Refused, message)
+                .with_hint("volumes over external origins are served in embedded pools only"));
+        }
+        let volume = self.known(logical.identity).ok_or_else(|| stale(wanted))?;
+        Ok((logical, volume))
+    }
+
+    /// What the registry has under an identity.
+    pub(super) fn known(&self, identity: Uuid) -> Option<Volume> {
+        let book = self.kernel.inner.book.lock();
+        book.contents().by_identity(identity).map(|entry| book.contents().to_volume(entry))
+    }
+
+    /// Takes private snapshots, one after the other; all or none.
+    pub(super) fn take(&self, group: &Group, volumes: &[&str]) -> Result<Vec<Volume>, Failed> {
+        let mut taken: Vec<Volume> = Vec::with_capacity(volumes.len());
+        self.refuse_full()?;
+        for wanted in volumes {
+            let one = self.find(group, wanted).and_then(|(origin, volume)| {
+                let role = Role::Candidate { of: volume.uuid };
+                let tags = name::tags(&role);
+                self.take_one(origin, role, &tags)
+            });
+            match one {
+                Ok(one) => taken.push(one),
+                Err(failed) => {
+                    self.give_up(&taken);
+                    return Err(failed);
+                }
+            }
+        }
+        Ok(taken)
+    }
+
+    fn take_one(&self, origin: &Logical, role: Role, tags: &[String]) -> Result<Volume, Failed> {
+        let inner = &self.kernel.inner;
+        // A snapshot advances the clock, and is as young as that.
+        let entry = inner.new_entry(origin.size_bytes, role, inner.clock(1)?.saturating_add(1))?;
+        let path = self.place.path(&origin.name);
+        // Read-only, and not activated unless somebody insists.
+        self.make(entry, &["--type", "thin", "-pr", "-ky", &path], tags)
+    }
+
+    fn give_up(&self, taken: &[Volume]) {
+        for one in taken {
+            if let Err(error) = self.remove_own(one.uuid) {
+                let device = one.device;
+                tracing::warn!(%device, %error, "a private snapshot is left until the pool is opened again");
+            }
+        }
+    }
+
+    fn refuse_full(&self) -> Result<(), Failed> {
+        if self.kernel.inner.writable_status()?.mode == PoolMode::Write {
+            return Ok(());
+        }
+        let message = format!("pool {} has no free data blocks: writes may be waiting in it", self.place);
+        Err(Failed::new(FailureKind::Failed, message).with_hint("make room in the pool first: lvextend"))
+    }
+
+    /// Takes a snapshot that a user asked for, and sees that it is in the pool.
+    pub(super) fn take_named(&self, volume: &str, snapshot: &str) -> Result<Volume, Failed> {
+        check_snapshot_name(snapshot)
+            .map_err(|error| Failed::new(FailureKind::Usage, format!("`{snapshot}` is no name: {error}")))?;
+        self.refuse_full()?;
+        let group = self.refresh()?;
+        let (origin, of) = self.find(&group, volume)?;
+        let role = Role::Snapshot { of: of.uuid, name: snapshot.to_owned() };
+        let is_taken = |entry: &Entry| entry.role == role;
+        if self.kernel.inner.book.lock().contents().devices.iter().any(is_taken) {
+            return Err(Failed::new(FailureKind::Refused, format!("`{volume}@{snapshot}` exists already")));
+        }
+        let made = self.take_one(origin, Role::Candidate { of: of.uuid }, &name::tags(&role))?;
+        let named = self.seen(&made).and_then(|_| {
+            self.kernel.inner.book.lock().change(|book| {
+                let entry = book.by_identity(made.uuid).cloned().ok_or_else(|| stale(&made.name))?;
+                let entry = Entry { role, ..entry };
+                book.put(entry.clone());
+                Ok(book.to_volume(&entry))
+            })
+        });
+        named.inspect_err(|_| self.give_up(&[made]))
+    }
+
+    /// How much a device maps that LVM says it just made, in blocks: it must be in the pool, and no older than that.
+    fn seen(&self, made: &Volume) -> Result<u64, Failed> {
+        let entry = self.kernel.inner.book.lock().contents().by_identity(made.uuid).cloned();
+        let entry = entry.ok_or_else(|| stale(&made.name))?;
+        let found = self.kernel.survey()?;
+        let info = found.get(&made.device).filter(|info| info.details.creation_time >= entry.not_before);
+        info.map(|info| info.details.mapped_blocks).ok_or_else(|| self.not_made(made.device))
+    }
+
+    pub(super) fn not_made(&self, device: DeviceId) -> Failed {
+        let message = format!(
+            "LVM says that it made device {device} in pool {}, but there is none, or an older one",
+            self.place
+        );
+        Failed::new(FailureKind::Failed, message).with_hint(
+            "was a volume suspended meanwhile, or a device made with dmsetup? lvs -o+thin_id shows LVM's",
+        )
+    }
+
+    /// Makes an empty private volume that can be written. LVM rounds its size up to whole extents.
+    pub(super) fn make_empty(&self, size_bytes: u64) -> Result<Volume, Failed> {
+        if size_bytes == 0 || !size_bytes.is_multiple_of(SECTOR_BYTES) {
+            let message = format!("{size_bytes} bytes is no size of a volume");
+            return Err(Failed::new(FailureKind::Usage, message));
+        }
+        let inner = &self.kernel.inner;
+        let entry = inner.new_entry(size_bytes, Role::Head, inner.clock(0)?)?;
+        let size = format!("{size_bytes}b");
+        let words = ["-V", &size, "--thinpool", &self.place.pool, &self.place.group];
+        let made = self.make(entry, &words, &name::tags(&Role::Head))?;
+        let skips_zeroing = inner.found.line.table.features.skip_block_zeroing;
+        let checked = self.seen(&made).and_then(|mapped| match (mapped, skips_zeroing) {
+            (0, false) => Ok(()),
+            // LVM zeroes the first bytes where the pool zeroes nothing; what else is in their block may be anybody's.
+            (0 | 1, true) => self.zero_first_block(&made),
+            _ => Err(self.not_made(made.device)),
+        });
+        checked.inspect_err(|_| self.give_up(std::slice::from_ref(&made)))?;
+        Ok(made)
+    }
+
+    fn zero_first_block(&self, head: &Volume) -> Result<(), Failed> {
+        let content = self.open_head(head)?;
+        write_zeros(0, self.kernel.inner.block_bytes().min(head.size_bytes), |at, zeros| {
+            content.write(at, zeros)
+        })?;
+        content.flush()
+    }
+
+    /// A private volume through the device that LVM activated for it.
+    pub(super) fn open_head(&self, head: &Volume) -> Result<HeadContent, Failed> {
+        let own = self.own.lock().get(&head.uuid).cloned().ok_or_else(|| stale(&head.name))?;
+        HeadContent::of_active(&self.kernel.inner, &self.place.device(&own.name))
+    }
+
+    /// Makes a volume of ours. What a crash leaves of it goes when the pool is opened the next time.
+    pub(super) fn make(&self, entry: Entry, words: &[&str], tags: &[String]) -> Result<Volume, Failed> {
+        let intent = entry.uuid;
+        self.kernel.inner.book.lock().change(|book| {
+            book.put(entry);
+            Ok(())
+        })?;
+        let name = own_name(intent);
+        let mut all = vec!["lvcreate", "-n", &name];
+        all.extend(tags.iter().flat_map(|tag| ["--addtag", tag]));
+        all.extend(words);
+        let made = command::change(&all);
+        let group = self.refresh()?;
+        let found = group.volumes.iter().find(|logical| logical.name == name).map(|logical| logical.identity);
+        match (made, found) {
+            (Ok(()), Some(identity)) => self.known(identity).ok_or_else(|| stale(&name)),
+            (Ok(()), None) => {
+                let message = format!("lvcreate said nothing, but made no {}", self.place.path(&name));
+                Err(Failed::new(FailureKind::Failed, message))
+            }
+            (Err(error), Some(identity)) => {
+                if let Err(error) = self.remove_own(identity) {
+                    tracing::warn!(name, %error, "a private volume is left until the pool is opened again");
+                }
+                Err(error.into())
+            }
+            (Err(error), None) => {
+                // One that did not end may make it yet.
+                if matches!(error, CommandError::Said { .. }) {
+                    self.forget(intent)?;
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Removes a volume of ours; one that is not there is no error.
+    pub(super) fn remove_own(&self, identity: Uuid) -> Result<(), Failed> {
+        let own = self.own.lock().get(&identity).cloned();
+        if let Some(own) = own {
+            self.remove_by_uuid(&own.uuid)?;
+        }
+        self.forget(identity)
+    }
+
+    /// Never another volume that got the name meanwhile.
+    pub(super) fn remove_by_uuid(&self, uuid: &str) -> Result<(), Failed> {
+        let select = format!("lv_uuid={uuid}");
+        Ok(command::change(&["lvremove", "-f", "--select", &select, &self.place.group])?)
+    }
+
+    pub(super) fn forget(&self, identity: Uuid) -> Result<(), Failed> {
+        self.own.lock().remove(&identity);
+        let inner = &self.kernel.inner;
+        let device = inner.book.lock().contents().by_identity(identity).map(|entry| entry.device);
+        if let Some(device) = device {
+            inner.roots.lock().remove(&device);
+        }
+        inner.book.lock().change(|book| {
+            book.devices.retain(|entry| entry.uuid != identity);
+            book.bases.retain(|base| base.point.identity != identity);
+            Ok(())
+        })
+    }
+
+    /// Gives a private volume its name: what reads it finds all of it or none.
+    pub(super) fn publish(&self, head: &Volume, wanted: &str) -> Result<Volume, Failed> {
+        let group = self.refresh()?;
+        match self.find(&group, wanted) {
+            Err(failed) if failed.kind == FailureKind::NotFound => {}
+            Err(failed) => return Err(failed),
+            Ok(_) => {
+                let message = format!("{} exists already", self.place.path(wanted));
+                return Err(Failed::new(FailureKind::Refused, message));
+            }
+        }
+        let own = self.own.lock().get(&head.uuid).cloned().ok_or_else(|| stale(&head.name))?;
+        command::change(&["lvrename", &self.place.group, &own.name, wanted])?;
+        if let Err(error) = self.untag(wanted, &name::tags(&Role::Head)) {
+            tracing::warn!(volume = wanted, %error, "thinbak's tags are left until the pool is opened again");
+        }
+        self.refresh()?;
+        self.known(head.uuid).ok_or_else(|| stale(wanted))
+    }
+
+    pub(super) fn untag(&self, volume: &str, tags: &[String]) -> Result<(), Failed> {
+        let path = self.place.path(volume);
+        let mut words = vec!["lvchange"];
+        words.extend(tags.iter().flat_map(|tag| ["--deltag", tag]));
+        words.push(&path);
+        Ok(command::change(&words)?)
+    }
+}

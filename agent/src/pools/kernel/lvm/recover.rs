@@ -1,0 +1,57 @@
+//! What a dead process left.
+
+use thinbak_engine::Role;
+use thinbak_proto::Failed;
+
+use super::{
+    LvmPool, command,
+    name::{ACTIVATE_TAG, OWN_TAG},
+    report::Logical,
+    sync::thin_volumes,
+};
+
+impl LvmPool {
+    /// Releases its metadata snapshot, removes its private volumes and finishes what it had begun. What cannot be done is
+    /// left to the next time; it is no reason not to work.
+    pub(super) fn recover(&self) -> Result<(), Failed> {
+        self.kernel.inner.recover_msnap()?;
+        let group = self.refresh()?;
+        for logical in thin_volumes(&group, &self.pool_uuid) {
+            if let Err(error) = self.settle(logical) {
+                tracing::warn!(pool = %self.place, volume = logical.name, %error, "what a dead process left is still there");
+            }
+        }
+        Ok(())
+    }
+
+    fn settle(&self, logical: &Logical) -> Result<(), Failed> {
+        let entry = self.kernel.inner.book.lock().contents().by_identity(logical.identity).cloned();
+        let Some(entry) = entry else { return Ok(()) };
+        if logical.is_own() {
+            let of = match entry.role {
+                Role::Base { of, .. } => Some(of),
+                _ => None,
+            };
+            let is_orphan = of.is_some_and(|of| self.known(of).is_none());
+            if entry.role.is_transient() || is_orphan {
+                tracing::info!(pool = %self.place, volume = logical.name, is_orphan, "removing a volume of thinbak's that nobody needs");
+                return self.remove_own(logical.identity);
+            }
+            return Ok(());
+        }
+        if entry.role.is_transient() {
+            // Somebody took our tag or name off it: it is theirs.
+            return self.forget(logical.identity);
+        }
+        if logical.has_tag(ACTIVATE_TAG) {
+            command::change(&["lvchange", "-ay", &self.place.path(&logical.name)])?;
+            self.untag(&logical.name, &[ACTIVATE_TAG.to_owned()])?;
+        }
+        if logical.has_tag(OWN_TAG) {
+            let ours = |tag: &&String| *tag == OWN_TAG || tag.starts_with("thinbak:");
+            let tags: Vec<String> = logical.tags.iter().filter(ours).cloned().collect();
+            self.untag(&logical.name, &tags)?;
+        }
+        Ok(())
+    }
+}
