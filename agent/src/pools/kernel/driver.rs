@@ -36,7 +36,9 @@ impl ThinPool for KernelPool {
     fn info(&self) -> Result<PoolInfo, Failed> {
         let found = look::find(&self.inner.mapper, &self.inner.name)?;
         let status = self.inner.status()?;
-        Ok(look::info(&self.inner.name, &found, &status, Some(self.inner.book.lock().contents())))
+        let info = look::info(&self.inner.name, &found, &status, Some(self.inner.book.lock().contents()));
+        // Of a pool that is about to fail nobody knows it.
+        Ok(PoolInfo { snapshot_clock: self.inner.time().map_or(0, u64::from), ..info })
     }
 
     fn list(&self) -> Result<Vec<(Volume, u64)>, Failed> {
@@ -228,6 +230,19 @@ impl ThinPool for KernelPool {
             }
             _ => Err(Failed::new(FailureKind::NotFound, "the base of the volume is another one by now")),
         })
+    }
+
+    fn bases(&self) -> Vec<Base> {
+        self.inner.book.lock().contents().bases.clone()
+    }
+
+    fn forget_base(&self, repository: Uuid, volume: Uuid) -> Result<(), Failed> {
+        // What is not that device any more is forgotten, not removed.
+        self.survey()?;
+        match self.base(repository, volume) {
+            Some(base) => self.inner.remove(&[base.point.device_id]),
+            None => Ok(()),
+        }
     }
 
     fn point(&self, snapshot: &Volume, view: &MetadataView) -> Result<Point, Failed> {
