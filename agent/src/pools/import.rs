@@ -185,6 +185,7 @@ impl Import {
 
     fn publish(&self) -> Result<Volume, Failed> {
         let volume = self.name.rsplit('/').next().unwrap_or_default();
+        self.target.flush().map_err(during(|| format!("import into {}", self.name)))?;
         let published = if self.replaces {
             self.pool.replace_volume(volume, &self.head)
         } else {

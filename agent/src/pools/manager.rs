@@ -123,8 +123,16 @@ impl PoolManager {
             PoolSpec::Mapper(name) => {
                 let message =
                     format!("{verb} pool {spec}: it is the kernel's, made and changed with dmsetup");
-                Err(Failed::new(FailureKind::Usage, message)
-                    .with_hint(format!("as in: dmsetup table {name}; thinbak pool status {spec}")))
+                let hint = match verb {
+                    "check" => format!(
+                        "take it down, then: thin_check METADATA_DEVICE; dmsetup table {name} shows it"
+                    ),
+                    "send a message to" => {
+                        format!("dmsetup message {name} 0 WORDS; thinbak would not know of it")
+                    }
+                    _ => format!("as in: dmsetup table {name}; thinbak pool status {spec}"),
+                };
+                Err(Failed::new(FailureKind::Usage, message).with_hint(hint))
             }
         }
     }

@@ -130,14 +130,14 @@ impl Inner {
     }
 
     /// Refuses a device that somebody has suspended, or has loaded a table for: a resume would put that in force.
-    fn refuse_in_hand(&self, name: &str) -> Result<(), Failed> {
+    pub(super) fn refuse_in_hand(&self, name: &str) -> Result<(), Failed> {
         let Some(info) = self.mapper.info(name)? else { return Ok(()) };
         let (what, hint) = match (info.suspended, info.has_inactive_table) {
             (true, _) => ("it is suspended", format!("dmsetup resume {name}")),
             (_, true) => ("a new table is loaded for it", format!("dmsetup resume {name}, or clear {name}")),
             (false, false) => return Ok(()),
         };
-        Err(Failed::new(FailureKind::Busy, format!("snapshot of {name}: {what}"))
+        Err(Failed::new(FailureKind::Busy, format!("device {name}: {what}"))
             .with_hint(format!("if nobody works on it: {hint}")))
     }
 
