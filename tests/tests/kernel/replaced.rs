@@ -41,7 +41,7 @@ put 1 3 0
 limit 'min_free_metadata = "15M"'
 refused 5 'of metadata' thinbak backup dm:pool/web
 limit 'max_snapshots = 1'
-refused 5 '2 snapshots and bases, and may have 1' thinbak volume snapshot dm:pool/web@no
+refused 5 'has 1 snapshots and bases, and may have 1' thinbak volume snapshot dm:pool/web@no
 limit 'min_free = "5%"'
 refused 2 'unknown field' thinbak pool status dm:pool
 unset THINBAK_CONFIG
