@@ -86,7 +86,7 @@ pub async fn connect_agent(settings: &Settings) -> Result<AgentChannel, Failed> 
 /// An agent in this process, whether or not one is running.
 #[must_use]
 pub fn agent_in_process(settings: &Settings) -> AgentChannel {
-    let manager = PoolManager::new(settings.state_dir.clone());
+    let manager = PoolManager::with_guard(settings.state_dir.clone(), settings.guard);
     let keeper = Keeper::new(Arc::clone(&manager), settings.clone(), None);
     let schedule = ScheduleService::new(Arc::clone(&keeper)).into_server();
     let routes = agent_routes(Arc::clone(&manager)).add_service(schedule);

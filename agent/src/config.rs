@@ -14,6 +14,7 @@
 //! an error. A state directory that is not the default one has its agent's socket in it.
 
 mod file;
+mod guard;
 mod job;
 mod selector;
 mod size;
@@ -32,6 +33,7 @@ use thinbak_proto::{
 use file::File;
 
 pub use file::JobsConfig;
+pub use guard::{GuardLimits, Share};
 pub use job::{Hooks, JobConfig, Retry, Schedule};
 pub use selector::Selector;
 pub(crate) use size::parse_size;
@@ -75,6 +77,8 @@ pub struct Settings {
     pub metrics: Option<SocketAddr>,
     /// What the agent does by itself.
     pub jobs: JobsConfig,
+    /// How much of pools is left alone.
+    pub guard: GuardLimits,
     repository: Option<Address>,
 }
 
@@ -89,7 +93,7 @@ impl Settings {
             repository: variable("THINBAK_REPOSITORY").map(PathBuf::from),
         };
         let named = file.map(Path::to_owned).or_else(|| variable("THINBAK_CONFIG").map(PathBuf::from));
-        let File { level: file, metrics, jobs } = File::read(named.as_deref())?;
+        let File { level: file, metrics, jobs, guard } = File::read(named.as_deref())?;
         let repository = [(&flags, "flags"), (&environment, "environment"), (&file, "configuration file")]
             .into_iter()
             .find_map(|(level, name)| address(level, name, &around.directory).transpose())
@@ -116,7 +120,7 @@ impl Settings {
             )
             .with_hint("give a shorter one with --socket"));
         }
-        Ok(Self { state_dir, socket, metrics, jobs, repository })
+        Ok(Self { state_dir, socket, metrics, jobs, guard, repository })
     }
 
     /// The repository of a job: its own, else the one of all.

@@ -48,7 +48,7 @@ pub async fn serve(
 ) -> Result<(), Failed> {
     check_jobs(settings)?;
     let Listening { listener, guard } = listen::listen(&settings.socket)?;
-    let manager = PoolManager::new(settings.state_dir.clone());
+    let manager = PoolManager::with_guard(settings.state_dir.clone(), settings.guard);
     let keeper = Keeper::new(Arc::clone(&manager), settings.clone(), read_settings);
     let _beside = Beside::start(settings, &keeper).await?;
     let kept = tokio::spawn(keep(Arc::clone(&keeper)));

@@ -10,6 +10,7 @@ mod candidate;
 mod embedded;
 mod export;
 mod failure;
+mod guard;
 mod import;
 mod info;
 mod kernel;
@@ -25,7 +26,8 @@ mod text;
 mod volumes;
 
 pub(crate) use self::{
-    blocking::blocking, candidate::Candidate, info::open_pool_infos, kernel::watch, running::now_ms,
+    blocking::blocking, candidate::Candidate, guard::Need, info::open_pool_infos, kernel::watch,
+    running::now_ms,
 };
 pub use self::{
     failure::failed,

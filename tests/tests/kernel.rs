@@ -35,6 +35,8 @@ mod modes;
 mod msnap;
 #[path = "kernel/origins.rs"]
 mod origins;
+#[path = "kernel/replaced.rs"]
+mod replaced;
 #[path = "kernel/steps.rs"]
 mod steps;
 #[path = "kernel/tables.rs"]

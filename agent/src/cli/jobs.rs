@@ -91,6 +91,7 @@ impl Following<'_> {
             for summary in self.done.iter().filter(|summary| !summary.reason.is_empty()) {
                 output.note(&format!("{}: {}, because {}", summary.volume, summary.mode, summary.reason));
             }
+            self.done.iter().flat_map(|summary| &summary.notes).for_each(|note| output.note(note));
             let rows = self.done.iter().map(|summary| row(self.job, summary)).collect();
             going_on(output.table(&columns(self.job), rows))?;
         }

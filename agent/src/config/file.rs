@@ -13,7 +13,7 @@ use thinbak_proto::{Failed, FailureKind};
 use toml::Spanned;
 
 use super::{
-    DEFAULT_FILE, JobConfig, Level, Selector,
+    DEFAULT_FILE, GuardLimits, JobConfig, Level, Selector,
     job::{JobEntry, selectors},
 };
 
@@ -45,6 +45,7 @@ pub(super) struct File {
     pub(super) level: Level,
     pub(super) metrics: Option<SocketAddr>,
     pub(super) jobs: JobsConfig,
+    pub(super) guard: GuardLimits,
 }
 
 /// The file as it stands.
@@ -61,6 +62,8 @@ struct Entries {
     max_running: Option<Spanned<usize>>,
     #[serde(default, deserialize_with = "selectors")]
     not_backed_up: Vec<Selector>,
+    #[serde(default)]
+    guard: GuardLimits,
     #[serde(default)]
     job: Vec<Spanned<JobEntry>>,
 }
@@ -120,7 +123,12 @@ impl File {
             jobs.push(job);
         }
         let jobs = JobsConfig { jobs, max_running, not_backed_up: entries.not_backed_up };
-        Ok(Self { level: Level { state_dir, socket, server, repository }, metrics, jobs })
+        Ok(Self {
+            level: Level { state_dir, socket, server, repository },
+            metrics,
+            jobs,
+            guard: entries.guard,
+        })
     }
 }
 
@@ -174,6 +182,7 @@ mod tests {
             file.jobs.jobs.iter().map(|job| job.name.as_str()).collect::<Vec<_>>(),
             ["nightly", "databases"]
         );
+        assert_eq!(file.guard, GuardLimits::default(), "the example says what holds without it");
         assert!(file.metrics.is_some() && !file.jobs.not_backed_up.is_empty());
         let databases = &file.jobs.jobs[1];
         assert!(databases.group && databases.keep.is_some() && databases.retry.count > 0);
@@ -203,6 +212,8 @@ mod tests {
             ("sokcet = \"/x\"\n".to_owned(), 1, "unknown field `sokcet`"),
             ("metrics = \"0.0.0.0:1\"\n".to_owned(), 1, "`metrics` is no address of the loopback"),
             ("\nmax_running = 0\n".to_owned(), 2, "`max_running`"),
+            ("[guard]\nmin_free_data = \"5\"\nmin_fre = 1\n".to_owned(), 3, "unknown field `min_fre`"),
+            ("[guard]\nmin_free_metadata = \"95%\"\n".to_owned(), 2, "`95%` is no share"),
             ("[[job]]\nvolumes = [\"p/*\"]\n".to_owned(), 1, "missing field `name`"),
             ("[[job]]\nname = \"a\"\n".to_owned(), 1, "missing field `volumes`"),
             ("[[job]]\nname = \"a\"\nvolumes = []\n".to_owned(), 1, "`volumes` is empty"),

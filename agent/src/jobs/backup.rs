@@ -24,7 +24,7 @@ use super::{
     sample,
 };
 use crate::{
-    pools::{Candidate, PoolManager, ThinPool, VolumeLock},
+    pools::{Candidate, Need, PoolManager, ThinPool, VolumeLock},
     repository_client::{RepositoryConnection, connect},
     sink::GenerationSink,
     source::{ChangeList, PoolSource},
@@ -233,7 +233,9 @@ impl<'a> Backup<'a> {
         let (engine, dues) = (Arc::clone(&pool.pool), pool.dues);
         let lease = self.manager.lease(engine.uuid()).await;
         let label = names.join(", ");
-        let chunk_bytes = self.chunk_bytes;
+        let (chunk_bytes, manager) = (self.chunk_bytes, Arc::clone(self.manager));
+        let (repository, locked) =
+            (Some(self.repository), dues.iter().map(|due| due.volume.name.clone()).collect());
         let grouped = !self.group.is_empty();
         let progress = Progress::default();
         let found = self.events.during(
@@ -249,13 +251,16 @@ impl<'a> Backup<'a> {
                     sorted.changed.append(&mut sorted.unchanged);
                 }
                 let Sorted { unchanged, changed, mut held } = sorted;
-                let mut transfers = Vec::new();
+                let (mut transfers, mut notes) = (Vec::new(), Vec::new());
                 if !changed.is_empty() {
+                    let need =
+                        Need { snapshots: changed.len() as u64, repository, locked, ..Need::default() };
+                    notes = manager.admit(engine.as_ref(), &need)?;
                     let (walked, held_again) = plan::snapshot_and_walk(&engine, changed, chunk_bytes)?;
                     transfers = walked;
                     held += held_again;
                 }
-                Ok((unchanged, transfers, held))
+                Ok((unchanged, transfers, held, notes))
             }),
         );
         let found = found.await;
@@ -265,7 +270,7 @@ impl<'a> Backup<'a> {
                     self.events.failure(&name, failed.clone()).await;
                 }
             }
-            Ok((unchanged, transfers, held)) => {
+            Ok((unchanged, transfers, held, mut notes)) => {
                 let timing = Timing { found: started.elapsed(), held };
                 let named =
                     |due: &Due| VolumeRef { pool: pool.spec.clone(), volume: due.volume.name.clone() };
@@ -277,6 +282,9 @@ impl<'a> Backup<'a> {
                 for transfer in transfers {
                     let (name, named) = (transfer.due.name.clone(), named(&transfer.due));
                     let outcome = self.transfer(&pool.pool, transfer, timing).await;
+                    // They are told once.
+                    let outcome =
+                        outcome.map(|summary| JobSummary { notes: std::mem::take(&mut notes), ..summary });
                     again.extend(self.report(&name, outcome, last).await.then_some(named));
                 }
             }

@@ -46,6 +46,7 @@ pub(crate) fn summary(summary: &JobSummary) -> Value {
         "stored_bytes": summary.stored_bytes,
         "deduplicated_bytes": summary.deduplicated_bytes,
         "healed_bytes": summary.healed_bytes,
+        "notes": summary.notes,
         "msnap_held_seconds": summary.msnap_held_seconds,
         "seconds": summary.seconds,
     })
@@ -97,6 +98,7 @@ pub(crate) fn pool(pool: &PoolInfo) -> Value {
         "status_line": pool.status_line,
         "table_line": pool.table_line,
         "needs_check": pool.needs_check,
+        "snapshot_clock": pool.snapshot_clock,
         "events": pool.events,
         "settings": pool.settings.map(settings),
         "warnings": pool.warnings,

@@ -190,15 +190,16 @@ pub(super) fn list(manager: &PoolManager) -> Result<Vec<PoolInfo>, Failed> {
             ..PoolInfo::default()
         })
     });
-    Ok(listed.chain(of_kernel).chain(of_lvm).collect())
+    Ok(listed.chain(of_kernel).chain(of_lvm).map(|info| manager.with_warnings(info)).collect())
 }
 
 pub(super) fn status(manager: &PoolManager, spec: &str) -> Result<PoolInfo, Failed> {
-    match PoolSpec::parse(spec)? {
+    let info = match PoolSpec::parse(spec)? {
         PoolSpec::Mapper(name) => kernel::look(&name, manager.known.state_dir()),
         PoolSpec::Lvm(place) => kernel::look_at_lvm(&place, manager.known.state_dir()),
         PoolSpec::Dir(_) | PoolSpec::Name(_) => manager.open(spec)?.info(),
-    }
+    };
+    info.map(|info| manager.with_warnings(info))
 }
 
 /// Metadata first: a pool that is out of both gets room for the metadata of its new data blocks.

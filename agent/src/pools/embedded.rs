@@ -172,6 +172,14 @@ impl ThinPool for EmbeddedPool {
         self.update_base(base).map_err(failed)
     }
 
+    fn bases(&self) -> Vec<Base> {
+        self.bases()
+    }
+
+    fn forget_base(&self, repository: Uuid, volume: Uuid) -> Result<(), Failed> {
+        self.forget_base(repository, volume).map_err(failed)
+    }
+
     fn point(&self, snapshot: &Volume, view: &MetadataView) -> Result<Point, Failed> {
         self.point(snapshot, view).map_err(failed)
     }

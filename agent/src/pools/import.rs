@@ -13,7 +13,7 @@ use thinbak_proto::{
 use tokio::sync::mpsc;
 use tonic::Streaming;
 
-use super::{PoolManager, ThinPool, VolumeLock, blocking, failure::during, volumes};
+use super::{Need, PoolManager, ThinPool, VolumeLock, blocking, failure::during, volumes};
 use crate::volume::PoolVolume;
 
 /// Extents that may wait for the pool.
@@ -107,6 +107,7 @@ impl Import {
         let size_bytes = match &existing {
             Some(volume) => {
                 pool.check_replaceable().map_err(during(attempt))?;
+                pool.check_closed(volume).map_err(during(attempt))?;
                 refuse_content(pool.as_ref(), volume, &name)?;
                 if target.size_bytes > volume.size_bytes {
                     return Err(too_large(&name, volume.size_bytes));
@@ -126,6 +127,7 @@ impl Import {
                 target.size_bytes.checked_next_multiple_of(SECTOR_BYTES).unwrap_or(target.size_bytes)
             }
         };
+        manager.admit(pool.as_ref(), &Need::default()).map_err(during(attempt))?;
         // A volume that is replaced is empty, and so is a snapshot of it.
         let like = existing.as_ref().map(|volume| volume.device);
         let head = pool.create_head(size_bytes, like).map_err(during(attempt))?;

@@ -11,8 +11,8 @@ use super::{PoolManager, settings};
 
 /// Those that are open, for the agent's status.
 pub(crate) fn open_pool_infos(manager: &PoolManager) -> Vec<PoolInfo> {
-    let mut infos: Vec<PoolInfo> = manager
-        .open_pools()
+    let pools = manager.open_pools();
+    let infos = pools
         .iter()
         .map(|pool| {
             pool.info().unwrap_or_else(|failed| PoolInfo {
@@ -21,7 +21,8 @@ pub(crate) fn open_pool_infos(manager: &PoolManager) -> Vec<PoolInfo> {
                 ..PoolInfo::default()
             })
         })
-        .collect();
+        .map(|info| manager.with_warnings(info));
+    let mut infos: Vec<PoolInfo> = infos.collect();
     infos.sort_by(|left, right| left.name.cmp(&right.name));
     infos
 }
@@ -45,6 +46,7 @@ pub(super) fn embedded(pool: &EmbeddedPool) -> PoolInfo {
         snapshots: count(|kind| matches!(kind, Kind::Snapshot { .. } | Kind::Base { .. })),
         settings: Some(settings::to_wire(table, pool.pool().block_size())),
         events: pool.pool().events(),
+        snapshot_clock: pool.pool().superblock().time.into(),
         table_line: table_line(pool, sectors),
         warnings,
         ..of_status(&status, sectors, pool.pool().block_size())

@@ -12,6 +12,7 @@
 mod book;
 mod content;
 mod driver;
+mod heads;
 mod lease;
 mod lock;
 mod look;
@@ -21,6 +22,7 @@ mod reread;
 mod resumers;
 mod snapshots;
 mod survey;
+mod switch;
 mod text;
 mod volumes;
 mod watchdog;

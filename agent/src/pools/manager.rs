@@ -19,6 +19,7 @@ use super::{
     place::PoolSpec,
     running::{JobTable, VolumeLock, VolumeLocks},
 };
+use crate::config::GuardLimits;
 
 /// The pools of this process: finds them by name or place, opens them once, keeps them open.
 ///
@@ -35,12 +36,19 @@ pub struct PoolManager {
     jobs: JobTable,
     /// By pool: who may reserve its one metadata snapshot.
     leases: Mutex<HashMap<Uuid, Arc<tokio::sync::Mutex<()>>>>,
+    guard: GuardLimits,
 }
 
 impl PoolManager {
     /// The pools that `state_dir` knows; nothing is opened or made yet.
     #[must_use]
     pub fn new(state_dir: impl Into<PathBuf>) -> Arc<Self> {
+        Self::with_guard(state_dir, GuardLimits::default())
+    }
+
+    /// The same, of which so much is left alone.
+    #[must_use]
+    pub fn with_guard(state_dir: impl Into<PathBuf>, guard: GuardLimits) -> Arc<Self> {
         Arc::new(Self {
             known: KnownPools::new(state_dir.into()),
             open: Mutex::default(),
@@ -49,6 +57,7 @@ impl PoolManager {
             locks: VolumeLocks::default(),
             jobs: JobTable::default(),
             leases: Mutex::default(),
+            guard,
         })
     }
 
@@ -70,6 +79,11 @@ impl PoolManager {
     /// Excludes other jobs of this process from a volume.
     pub fn lock_volume(&self, pool_uuid: Uuid, volume: &str) -> Result<VolumeLock, Failed> {
         self.locks.lock(pool_uuid, volume)
+    }
+
+    /// How much of pools is left alone.
+    pub(super) fn guard_limits(&self) -> &GuardLimits {
+        &self.guard
     }
 
     /// Waits for its turn with the pool's metadata snapshot, of which there is one: jobs of this process on
@@ -125,8 +139,16 @@ impl PoolManager {
             PoolSpec::Mapper(name) => {
                 let message =
                     format!("{verb} pool {spec}: it is the kernel's, made and changed with dmsetup");
-                Err(Failed::new(FailureKind::Usage, message)
-                    .with_hint(format!("as in: dmsetup table {name}; thinbak pool status {spec}")))
+                let hint = match verb {
+                    "check" => format!(
+                        "take it down, then: thin_check METADATA_DEVICE; dmsetup table {name} shows it"
+                    ),
+                    "send a message to" => {
+                        format!("dmsetup message {name} 0 WORDS; thinbak would not know of it")
+                    }
+                    _ => format!("as in: dmsetup table {name}; thinbak pool status {spec}"),
+                };
+                Err(Failed::new(FailureKind::Usage, message).with_hint(hint))
             }
             PoolSpec::Lvm(place) => {
                 let message =

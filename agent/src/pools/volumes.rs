@@ -11,7 +11,7 @@ use thinbak_proto::{
     },
 };
 
-use super::{PoolManager, ThinPool, failure::during};
+use super::{Need, PoolManager, ThinPool, failure::during};
 
 pub(super) fn create(manager: &PoolManager, request: &CreateVolumeRequest) -> Result<VolumeInfo, Failed> {
     let pool = manager.open(&request.pool)?;
@@ -45,7 +45,10 @@ pub(super) fn snapshot(
         .iter()
         .map(|snapshot| (snapshot.volume.as_str(), snapshot.snapshot.as_str()))
         .collect();
-    let taken = pool.take_snapshots(&names).map_err(during(|| format!("snapshot in pool {}", first.pool)))?;
+    let need = Need { snapshots: names.len() as u64, ..Need::default() };
+    let attempt = || format!("snapshot in pool {}", first.pool);
+    manager.admit(pool.as_ref(), &need).map_err(during(attempt))?;
+    let taken = pool.take_snapshots(&names).map_err(during(attempt))?;
     taken.iter().map(|volume| info(pool.as_ref(), volume)).collect()
 }
 

@@ -111,7 +111,7 @@ refused 10 'no device-mapper device nothing' thinbak pool status dm:nothing
 refused 10 'no thin pool' thinbak backup dm:web/x
 refused 10 'no volume' thinbak backup dm:pool/nothing
 refused 2 'made and changed with dmsetup' thinbak pool resize dm:pool --size 1G
-refused 2 'not replaced in place' thinbak volume import dm:pool/web </tmp/tools/content
+refused 5 'not empty' thinbak volume import dm:pool/web </tmp/tools/content
 dmsetup create lvm-like --uuid LVM-0123456789abcdef-tpool --notable
 refused 5 "LVM's" thinbak pool status dm:lvm-like
 dmsetup remove lvm-like
@@ -223,7 +223,8 @@ check
 echo "done yes"
 "#;
 
-fn on_a_pool(script: &str) -> Result<Option<Report>> {
+/// With the programs and a pool of the kernel that has an empty volume, `web`.
+pub(crate) fn on_a_pool(script: &str) -> Result<Option<Report>> {
     in_guest(&format!("{PROGRAMS}{MAKE}{script}"))
 }
 

@@ -14,7 +14,7 @@ use super::{
     heads::{give_up, open},
 };
 use crate::{
-    pools::{PoolManager, ThinPool},
+    pools::{Need, PoolManager, ThinPool},
     sink::VolumeSink,
     stream::Progress,
     volume::PoolVolume,
@@ -31,27 +31,36 @@ impl Restore<'_> {
         let generation = self.only()?;
         let pool = open(manager, &target.pool).await?;
         let lock = manager.lock_volume(pool.uuid(), &target.volume)?;
-        let (engine, name, size) = (Arc::clone(&pool), target.volume.clone(), generation.size_bytes);
-        let head = blocking(move || {
+        let (engine, name, wanted) = (Arc::clone(&pool), target.volume.clone(), generation.clone());
+        let guard = Arc::clone(manager);
+        let (head, mut notes) = blocking(move || {
             engine.check_replaceable()?;
             let volume = engine.volume(&name)?;
+            engine.check_closed(&volume)?;
+            let (size, present) = (wanted.size_bytes, engine.mapped_bytes(&volume)?);
+            let need = Need::of_restore(&[wanted], engine.block_bytes(), present);
+            let notes = guard.admit(engine.as_ref(), &need)?;
             let head = engine.create_head(size, Some(volume.device))?;
             engine.forget_beyond(&head).inspect_err(|_| give_up(engine.as_ref(), &head))?;
-            Ok(head)
+            Ok((head, notes))
         })
         .await?;
         let written = self.write_difference(generation, &pool, &head).await;
         let name = target.volume.clone();
-        let done = blocking(move || {
+        let (done, notes) = blocking(move || {
             let done = written.and_then(|done| {
-                pool.replace_volume(&name, &head)?;
-                Ok(done)
+                let volume = pool.replace_volume(&name, &head)?;
+                if pool.info().is_ok_and(|info| info.kind != "dir") {
+                    notes.push(format!("{name} is device {} of the pool from now on", volume.device));
+                }
+                Ok((done, notes))
             });
             done.inspect_err(|_| give_up(pool.as_ref(), &head))
         })
         .await?;
         drop(lock);
-        Ok(done.summary(generation, "in-place", format!("{}/{}", target.pool, target.volume)))
+        let summary = done.summary(generation, "in-place", format!("{}/{}", target.pool, target.volume));
+        Ok(JobSummary { notes, ..summary })
     }
 
     async fn write_difference(

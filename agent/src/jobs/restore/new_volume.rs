@@ -19,7 +19,7 @@ use super::{
     heads::{check_new_name, give_up, open},
 };
 use crate::{
-    pools::{PoolManager, ThinPool},
+    pools::{Need, PoolManager, ThinPool},
     sink::VolumeSink,
     stream::Progress,
     volume::PoolVolume,
@@ -44,10 +44,13 @@ impl Restore<'_> {
         let pool = open(manager, &target.pool).await?;
         let lock = manager.lock_volume(pool.uuid(), &target.volume)?;
         let size = self.held.generations().first().map_or(0, |first| first.size_bytes);
-        let (engine, name) = (Arc::clone(&pool), target.volume.clone());
-        let head = blocking(move || {
+        let (engine, name, guard) = (Arc::clone(&pool), target.volume.clone(), Arc::clone(manager));
+        let need = Need::of_restore(self.held.generations(), pool.block_bytes(), 0);
+        let snapshots = self.held.generations().len().saturating_sub(1) as u64;
+        let (head, notes) = blocking(move || {
             check_new_name(engine.as_ref(), &name)?;
-            engine.create_head(size, None)
+            let notes = guard.admit(engine.as_ref(), &Need { snapshots, ..need })?;
+            Ok((engine.create_head(size, None)?, notes))
         })
         .await?;
         let place = format!("{}/{}", target.pool, target.volume);
@@ -71,6 +74,10 @@ impl Restore<'_> {
         })
         .await?;
         drop(lock);
+        let mut done = done;
+        if let Some(first) = done.first_mut() {
+            first.notes = notes;
+        }
         Ok(done)
     }
 

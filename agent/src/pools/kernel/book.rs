@@ -7,6 +7,7 @@
 //! |---|---|---|---|
 //! | a new device | a transient entry under a random id that no device has | what it is for | deletes what is transient, if it is as young as the entry says |
 //! | a removal | the entry becomes trash | the entry goes | deletes trash under ids that we drew, forgets other |
+//! | a volume that is active and replaced | an intent, see [`switch`](super::switch) | the new device, the former is trash | does the rest, or forgets the intent |
 //! | a metadata snapshot | an intent | root and checksum of the copy | releases what matches; an intent is reported, not guessed |
 //! | its release | that it is being released | nothing is held | as an intent, if one is held |
 //!
@@ -24,6 +25,8 @@ use thinbak_engine::{Base, DeviceId, Role, Volume};
 use thinbak_proto::{Failed, FailureKind};
 use uuid::Uuid;
 
+use super::switch::Switch;
+
 /// The version of the file that is written, and the newest that is understood.
 const FORMAT: u32 = 1;
 
@@ -37,6 +40,9 @@ pub(super) struct Contents {
     pub(super) bases: Vec<Base>,
     /// The metadata snapshot that is ours, if any.
     pub(super) msnap: Option<Msnap>,
+    /// The volume that is being replaced, if one is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) switch: Option<Switch>,
 }
 
 #[derive(Deserialize)]
@@ -148,6 +154,7 @@ impl Book {
             devices: Vec::new(),
             bases: Vec::new(),
             msnap: None,
+            switch: None,
         });
         Ok(Self { path, contents })
     }

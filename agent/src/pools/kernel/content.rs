@@ -10,10 +10,7 @@ use thinbak_engine::{
 use thinbak_proto::{Failed, FailureKind};
 
 use super::{Inner, lease, mapper, survey::is_that_of, volumes::stale};
-use crate::{
-    pools::{Candidate, failure::of_view, pool::Content},
-    volume::write_zeros,
-};
+use crate::pools::{Candidate, failure::of_view, pool::Content};
 
 /// Mappings looked up at a time; reads mostly go on where the last one ended.
 const WINDOW_MAPPINGS: usize = 16 * 1024;
@@ -243,13 +240,32 @@ impl HeadContent {
         self.file()?.write_at(offset, data).map_err(|error| self.failed("write", &error))
     }
 
-    /// Fills the blocks at the ends of a write with zeros, if it maps them and does not cover them.
+    /// Up to where something is mapped, in bytes; that may be behind the end.
+    pub(super) fn mapped_end(&self) -> Result<u64, Failed> {
+        let status = self.inner.mapper.status(&self.name)?;
+        let line = status.first().map(|(.., line)| line.trim()).unwrap_or_default();
+        // `MAPPED_SECTORS HIGHEST_MAPPED_SECTOR`, or `0 -`
+        match line.split_once(' ') {
+            Some((_, "-")) => Ok(0),
+            Some((_, highest)) if highest.parse::<u64>().is_ok() => {
+                Ok(highest.parse::<u64>().unwrap_or_default().saturating_add(1).saturating_mul(SECTOR_BYTES))
+            }
+            _ => {
+                let message = format!("the status of device {} cannot be understood: {line}", self.name);
+                Err(Failed::new(FailureKind::Failed, message))
+            }
+        }
+    }
+
+    /// Writes the blocks at the ends of a write as they read, zeros where nothing is mapped, if it does not cover them.
     fn zero_around(&self, written: &Mutex<HashSet<u64>>, offset: u64, len: u64) -> Result<(), Failed> {
         let (block, end) = (self.inner.block_bytes(), offset.saturating_add(len));
         for number in offset / block..end.div_ceil(block) {
             let (begin, stop) = (number * block, (number + 1) * block);
             if written.lock().insert(number) && (begin < offset || stop > end) {
-                write_zeros(begin, stop, |at, zeros| self.write_at(at, zeros))?;
+                let mut whole = vec![0; usize::try_from(block).unwrap_or_default()];
+                self.read(begin, &mut whole)?;
+                self.write_at(begin, &whole)?;
             }
         }
         Ok(())

@@ -36,7 +36,9 @@ impl ThinPool for KernelPool {
     fn info(&self) -> Result<PoolInfo, Failed> {
         let found = look::find(&self.inner.mapper, &self.inner.name)?;
         let status = self.inner.status()?;
-        Ok(look::info(&self.inner.name, &found, &status, Some(self.inner.book.lock().contents())))
+        let info = look::info(&self.inner.name, &found, &status, Some(self.inner.book.lock().contents()));
+        // Of a pool that is about to fail nobody knows it.
+        Ok(PoolInfo { snapshot_clock: self.inner.time().map_or(0, u64::from), ..info })
     }
 
     fn list(&self) -> Result<Vec<(Volume, u64)>, Failed> {
@@ -72,7 +74,11 @@ impl ThinPool for KernelPool {
     fn create_volume(&self, name: &str, size_bytes: u64, origin: Option<&Path>) -> Result<Volume, Failed> {
         match origin {
             None => self.make_volume(name, size_bytes),
-            Some(_) => Err(unserved("volumes over external origins are made in embedded pools only")),
+            Some(_) => {
+                let message = "volumes over external origins are made in embedded pools only";
+                Err(Failed::new(FailureKind::Usage, message)
+                    .with_hint("thinbak pool create NAME --size SIZE makes one"))
+            }
         }
     }
 
@@ -102,29 +108,19 @@ impl ThinPool for KernelPool {
     }
 
     fn create_head(&self, size_bytes: u64, like: Option<DeviceId>) -> Result<Volume, Failed> {
-        if like.is_some() {
-            return Err(not_in_place());
-        }
-        if size_bytes == 0 || !size_bytes.is_multiple_of(SECTOR_BYTES) {
-            return Err(Failed::new(
-                FailureKind::Usage,
-                format!("{size_bytes} bytes is no size of a volume"),
-            ));
-        }
-        let entry = self.make_empty(size_bytes)?;
-        Ok(self.inner.book.lock().contents().to_volume(&entry))
+        self.make_head(size_bytes, like)
     }
 
-    fn resize_head(&self, _head: &Volume, _size_bytes: u64) -> Result<Volume, Failed> {
-        Err(one_at_a_time())
+    fn resize_head(&self, head: &Volume, size_bytes: u64) -> Result<Volume, Failed> {
+        self.set_head_size(head, size_bytes)
     }
 
-    fn snapshot_head(&self, _head: &Volume) -> Result<Volume, Failed> {
-        Err(one_at_a_time())
+    fn snapshot_head(&self, head: &Volume) -> Result<Volume, Failed> {
+        self.keep_moment(head)
     }
 
-    fn forget_beyond(&self, _head: &Volume) -> Result<(), Failed> {
-        Err(one_at_a_time())
+    fn forget_beyond(&self, head: &Volume) -> Result<(), Failed> {
+        self.zero_beyond(head)
     }
 
     fn publish_head(
@@ -133,24 +129,29 @@ impl ThinPool for KernelPool {
         as_volume: &str,
         snapshots: &[(Volume, String)],
     ) -> Result<Volume, Failed> {
-        if !snapshots.is_empty() {
-            return Err(one_at_a_time());
-        }
-        self.publish(head.device, as_volume)
+        self.publish_all(head, as_volume, snapshots)
+    }
+
+    fn check_closed(&self, volume: &Volume) -> Result<(), Failed> {
+        self.refuse_open(volume)
     }
 
     fn check_replaceable(&self) -> Result<(), Failed> {
-        Err(not_in_place())
+        Ok(())
     }
 
-    fn replace_volume(&self, _volume: &str, _head: &Volume) -> Result<Volume, Failed> {
-        Err(not_in_place())
+    fn replace_volume(&self, volume: &str, head: &Volume) -> Result<Volume, Failed> {
+        self.switch(volume, head)
     }
 
     fn drop_transient(&self, volume: &Volume) -> Result<(), Failed> {
         let entry = self.inner.book.lock().contents().by_device(volume.device).cloned();
         let entry = entry.filter(|entry| entry.uuid == volume.uuid && entry.role.is_transient());
         let entry = entry.ok_or_else(|| stale(&volume.name))?;
+        if self.inner.book.lock().contents().switch.is_some_and(|switch| switch.is_to(entry.device)) {
+            let message = format!("device {} is about to replace a volume", entry.device);
+            return Err(Failed::new(FailureKind::Busy, message));
+        }
         self.inner.deactivate(entry.device)?;
         self.inner.delete(entry.device)?;
         self.inner.book.lock().change(|book| {
@@ -228,6 +229,19 @@ impl ThinPool for KernelPool {
             }
             _ => Err(Failed::new(FailureKind::NotFound, "the base of the volume is another one by now")),
         })
+    }
+
+    fn bases(&self) -> Vec<Base> {
+        self.inner.book.lock().contents().bases.clone()
+    }
+
+    fn forget_base(&self, repository: Uuid, volume: Uuid) -> Result<(), Failed> {
+        // What is not that device any more is forgotten, not removed.
+        self.survey()?;
+        match self.base(repository, volume) {
+            Some(base) => self.inner.remove(&[base.point.device_id]),
+            None => Ok(()),
+        }
     }
 
     fn point(&self, snapshot: &Volume, view: &MetadataView) -> Result<Point, Failed> {
@@ -316,18 +330,4 @@ fn difference(recorded: &Point, found: &Point) -> String {
         Some((what, recorded, found)) => format!("its {what} is {found}, not {recorded}"),
         None => "it is another one".to_owned(),
     }
-}
-
-fn unserved(what: &str) -> Failed {
-    Failed::new(FailureKind::Usage, what)
-}
-
-fn not_in_place() -> Failed {
-    unserved("volumes of kernel pools are not replaced in place by this version")
-        .with_hint("name a new volume: restore with --to POOL/VOLUME, import into a name that is not taken")
-}
-
-fn one_at_a_time() -> Failed {
-    unserved("several generations cannot be restored together to a kernel pool by this version")
-        .with_hint("restore one of them, or all to an embedded pool")
 }

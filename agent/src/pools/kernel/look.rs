@@ -1,6 +1,6 @@
 //! Finding pools among the devices of the host, and what can be told of them without opening them.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use devicemapper::Device;
 use thinbak_engine::{
@@ -13,6 +13,9 @@ use super::{
     book::{Book, Contents},
     book_path,
     mapper::{Info, Mapper},
+    open_device,
+    reread::Reread,
+    snapshots::time,
     text::{PoolLine, parse_status},
 };
 use crate::pools::{info, settings};
@@ -82,7 +85,11 @@ pub(in crate::pools) fn look(name: &str, state_dir: &Path) -> Result<PoolInfo, F
     let mapper = Mapper::open()?;
     let found = find(&mapper, name)?;
     let book = Book::read(&book_path(state_dir, &found, name))?;
-    Ok(info(name, &found, &status(&mapper, name)?, book.as_ref()))
+    let metadata = open_device(found.line.metadata, "metadata", name);
+    let clock = metadata.and_then(|metadata| time(&Reread::new(Arc::new(metadata))));
+    let info = info(name, &found, &status(&mapper, name)?, book.as_ref());
+    // Whatever its state: of a pool whose metadata cannot be read it is not known.
+    Ok(PoolInfo { snapshot_clock: clock.map_or(0, u64::from), ..info })
 }
 
 /// The thin pools of this host but LVM's; none where there is no device-mapper, or not for us.

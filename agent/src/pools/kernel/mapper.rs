@@ -55,6 +55,8 @@ pub(super) struct Info {
     /// Whether a table is loaded that the next resume puts in force.
     pub(super) has_inactive_table: bool,
     pub(super) event_nr: u32,
+    /// By mounts, other devices and processes.
+    pub(super) open_count: i32,
 }
 
 /// The way to the device-mapper.
@@ -105,6 +107,7 @@ impl Mapper {
             suspended: info.flags().contains(DmFlags::DM_SUSPEND),
             has_inactive_table: info.flags().contains(DmFlags::DM_INACTIVE_PRESENT),
             event_nr: info.event_nr(),
+            open_count: info.open_count(),
         }))
     }
 
@@ -144,6 +147,22 @@ impl Mapper {
     pub(super) fn resume(&self, name: &str) -> Result<(), MapperError> {
         let done = self.dm.device_suspend(&DevId::Name(dm_name(name)?), DmOptions::default());
         done.map(|_| ()).map_err(|error| refused(format!("resume {name}"), error))
+    }
+
+    /// Loads a table of one target beside that in force; the next resume puts it in force.
+    pub(super) fn load(&self, name: &str, target: Target) -> Result<(), MapperError> {
+        let id = DevId::Name(dm_name(name)?);
+        let attempt = || format!("load a table for {name}");
+        let info = self.dm.device_info(&id).map_err(|error| refused(attempt(), error))?;
+        let read_only = info.flags() & DmFlags::DM_READONLY;
+        let loaded = self.dm.table_load(&id, &[target], DmOptions::default().set_flags(read_only));
+        loaded.map(|_| ()).map_err(|error| refused(attempt(), error))
+    }
+
+    /// Gives up a table that was loaded and is not in force.
+    pub(super) fn clear(&self, name: &str) -> Result<(), MapperError> {
+        let cleared = self.dm.table_clear(&DevId::Name(dm_name(name)?));
+        cleared.map(|_| ()).map_err(|error| refused(format!("clear the new table of {name}"), error))
     }
 
     /// Makes a device of one target that only we use, and returns the path to it. On failure there is none.

@@ -8,19 +8,19 @@ use std::sync::Arc;
 
 use rand::Rng as _;
 use rustix::io::Errno;
-use thinbak_engine::{DeviceId, MetadataBlock, PoolMode, Role, Volume, format::Superblock};
+use thinbak_engine::{BlockDevice, DeviceId, MetadataBlock, PoolMode, Role, Volume, format::Superblock};
 use thinbak_proto::{Failed, FailureKind};
 use uuid::Uuid;
 
 use super::{Inner, book::Entry, mapper::MapperError, resumers::Resumers, watchdog::Watchdog};
-use crate::pools::{failure::of_view, running::now_ms};
+use crate::pools::{
+    failure::of_view,
+    guard::{CLOCK_LIMIT, CLOCK_WARNING},
+    running::now_ms,
+};
 
 /// Ids of ours are drawn from the upper half: others count from 0.
 const FIRST_ID: u32 = 1 << 23;
-/// Snapshots are refused when the pool's clock has passed this: the format's end is at twice as many.
-const CLOCK_LIMIT: u64 = 1 << 23;
-/// From here on every snapshot is accompanied by a warning.
-const CLOCK_WARNING: u64 = 1 << 22;
 
 /// Whether an id is one that only we give, so that nobody else's device has it.
 pub(super) fn is_drawn(device: DeviceId) -> bool {
@@ -56,8 +56,7 @@ impl Inner {
 
     /// The pool's snapshot clock, when as many snapshots may still be taken.
     pub(super) fn clock(&self, snapshots: usize) -> Result<u32, Failed> {
-        let live = Superblock::read(self.metadata.as_ref(), MetadataBlock::new(0));
-        let time = live.map_err(|error| of_view(error.into()))?.time;
+        let time = self.time()?;
         if u64::from(time).saturating_add(snapshots as u64) > CLOCK_LIMIT {
             let message = format!("pool {} has counted {time} snapshots of at most {CLOCK_LIMIT}", self.name);
             return Err(
@@ -68,6 +67,11 @@ impl Inner {
             tracing::warn!(time, limit = CLOCK_LIMIT, "the pool's snapshot clock is getting near its end");
         }
         Ok(time)
+    }
+
+    /// The pool's snapshot clock.
+    pub(super) fn time(&self) -> Result<u32, Failed> {
+        time(self.metadata.as_ref())
     }
 
     /// Takes snapshots of one moment. Their entries are transient: what a crash leaves of them goes at the next open.
@@ -126,14 +130,14 @@ impl Inner {
     }
 
     /// Refuses a device that somebody has suspended, or has loaded a table for: a resume would put that in force.
-    fn refuse_in_hand(&self, name: &str) -> Result<(), Failed> {
+    pub(super) fn refuse_in_hand(&self, name: &str) -> Result<(), Failed> {
         let Some(info) = self.mapper.info(name)? else { return Ok(()) };
         let (what, hint) = match (info.suspended, info.has_inactive_table) {
             (true, _) => ("it is suspended", format!("dmsetup resume {name}")),
             (_, true) => ("a new table is loaded for it", format!("dmsetup resume {name}, or clear {name}")),
             (false, false) => return Ok(()),
         };
-        Err(Failed::new(FailureKind::Busy, format!("snapshot of {name}: {what}"))
+        Err(Failed::new(FailureKind::Busy, format!("device {name}: {what}"))
             .with_hint(format!("if nobody works on it: {hint}")))
     }
 
@@ -236,6 +240,12 @@ impl Inner {
             Ok(())
         })
     }
+}
+
+/// The snapshot clock of a pool with these metadata.
+pub(super) fn time(metadata: &dyn BlockDevice) -> Result<u32, Failed> {
+    let live = Superblock::read(metadata, MetadataBlock::new(0));
+    Ok(live.map_err(|error| of_view(error.into()))?.time)
 }
 
 fn too_slow(names: &[String], what: &str) -> Failed {

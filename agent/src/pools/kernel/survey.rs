@@ -100,6 +100,11 @@ impl KernelPool {
                 tracing::warn!(device = name, %error, "a private device of a dead process is left");
             }
         }
+        // Before it is decided which volume is the right one, nothing private goes.
+        if let Err(error) = self.recover_switch() {
+            tracing::warn!(pool = inner.name, %error, "a volume that a dead process was replacing is left as it is");
+            return Ok(());
+        }
         let left: Vec<Entry> = {
             let book = inner.book.lock();
             book.contents().devices.iter().filter(|entry| entry.role.is_transient()).cloned().collect()

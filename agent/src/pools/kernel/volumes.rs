@@ -144,19 +144,6 @@ impl KernelPool {
         Ok(entry)
     }
 
-    /// Gives a private device its name.
-    pub(super) fn publish(&self, device: DeviceId, name: &str) -> Result<Volume, Failed> {
-        check_new_name(name)?;
-        self.inner.book.lock().change(|book| {
-            refuse_taken(book, name)?;
-            let entry = book.by_device(device).filter(|entry| entry.role == Role::Head).cloned();
-            let entry = entry.ok_or_else(|| stale(&format!("#{device}")))?;
-            let entry = Entry { role: Role::Volume { name: name.to_owned() }, ..entry };
-            book.put(entry.clone());
-            Ok(book.to_volume(&entry))
-        })
-    }
-
     pub(super) fn make_volume(&self, name: &str, size_bytes: u64) -> Result<Volume, Failed> {
         check_new_name(name)?;
         let block = self.inner.block_bytes();
@@ -165,8 +152,8 @@ impl KernelPool {
             return Err(Failed::new(FailureKind::Usage, message));
         }
         refuse_taken(self.inner.book.lock().contents(), name)?;
-        let made = self.make_empty(size_bytes)?;
-        self.publish(made.device, name)
+        let head = self.make_head(size_bytes, None)?;
+        self.publish_all(&head, name, &[])
     }
 
     /// Takes snapshots and gives them their names.
@@ -302,12 +289,12 @@ fn refuse_unserved(active: &Active) -> Result<(), Failed> {
         .with_hint("volumes over external origins are served in embedded pools only"))
 }
 
-fn check_new_name(name: &str) -> Result<(), Failed> {
+pub(super) fn check_new_name(name: &str) -> Result<(), Failed> {
     check_volume_name(name)
         .map_err(|error| Failed::new(FailureKind::Usage, format!("`{name}` is no name: {error}")))
 }
 
-fn refuse_taken(book: &Contents, name: &str) -> Result<(), Failed> {
+pub(super) fn refuse_taken(book: &Contents, name: &str) -> Result<(), Failed> {
     match book.volume(name) {
         Some(_) => Err(Failed::new(FailureKind::Refused, format!("`{name}` exists already"))),
         None => Ok(()),
