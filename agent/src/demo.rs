@@ -49,7 +49,7 @@ pub enum DemoEvent {
     /// The next step begins.
     Step(String),
     /// Something a backup or restore says.
-    Job(JobEvent),
+    Job(Box<JobEvent>),
 }
 
 /// One line of the closing table.
@@ -259,7 +259,7 @@ impl Demo<'_> {
                 }
                 Some(Event::Status(_)) | None => {}
             }
-            (self.tell)(DemoEvent::Job(event));
+            (self.tell)(DemoEvent::Job(Box::new(event)));
         }
         Ok(())
     }

@@ -1,21 +1,24 @@
 //! Backup: a snapshot of a pool volume, against the volume's base, to a new generation.
 
+mod summary;
+
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use thinbak_engine::{Base, Point};
 use thinbak_proto::{
     Failed, FailureKind,
     v1::{
-        BackupBegin, BackupJobRequest, Generation, GenerationSelector, GetGenerationRequest, InfoRequest,
-        JobSummary, ListVolumesRequest, PoolVolume as VolumeRef, VolumeName, generation_selector::Which,
+        BackupBegin, BackupJobRequest, GenerationSelector, GetGenerationRequest, InfoRequest, JobSummary,
+        ListVolumesRequest, PoolVolume as VolumeRef, VolumeName, generation_selector::Which,
     },
 };
 use uuid::Uuid;
 
+use self::summary::{Timing, summary_of};
 use super::{
     events::{Events, blocking},
     healing::{self, Halt},
@@ -425,33 +428,5 @@ impl<'a> Backup<'a> {
             ..summary_of(due, &point, &generation, timing, started)
         };
         Ok((summary, base))
-    }
-}
-
-/// What was spent for all volumes of the pool together.
-#[derive(Clone, Copy)]
-struct Timing {
-    /// Finding out what changed.
-    found: Duration,
-    /// Holding metadata snapshots.
-    held: Duration,
-}
-
-fn summary_of(
-    due: &Due,
-    point: &Point,
-    generation: &Generation,
-    timing: Timing,
-    started: Instant,
-) -> JobSummary {
-    JobSummary {
-        volume: due.name.clone(),
-        generation: generation.number,
-        volume_bytes: point.size_bytes,
-        mapped_bytes: point.mapped_blocks.saturating_mul(point.block_bytes),
-        stored_bytes: generation.stored_bytes,
-        msnap_held_seconds: timing.held.as_secs_f64(),
-        seconds: (timing.found + started.elapsed()).as_secs_f64(),
-        ..JobSummary::default()
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use thinbak_engine::{Base, DeviceId, MetadataView, Point, Roots, Volume};
-use thinbak_proto::{Failed, FailureKind, v1::PoolInfo};
+use thinbak_proto::{Failed, v1::PoolInfo};
 use uuid::Uuid;
 
 /// A thin pool that is open here and nowhere else on this host.
@@ -92,15 +92,10 @@ pub trait ThinPool: Send + Sync {
     fn keep_base(&self, candidate: &Volume, base: Base) -> Result<(), Failed>;
     /// Records a newer generation of a volume that did not change.
     fn update_base(&self, base: Base) -> Result<(), Failed>;
-    /// All bases; none where this kind of pool keeps no list of them.
-    fn bases(&self) -> Vec<Base> {
-        Vec::new()
-    }
-    /// Deletes a base with its record.
-    fn forget_base(&self, repository: Uuid, volume: Uuid) -> Result<(), Failed> {
-        let message = format!("no base of volume {volume} is recorded for repository {repository}");
-        Err(Failed::new(FailureKind::NotFound, message))
-    }
+    /// All bases.
+    fn bases(&self) -> Vec<Base>;
+    /// Deletes a base with its record; one that is not there is no error.
+    fn forget_base(&self, repository: Uuid, volume: Uuid) -> Result<(), Failed>;
     /// Describes a snapshot as `view` shows it.
     fn point(&self, snapshot: &Volume, view: &MetadataView) -> Result<Point, Failed>;
     /// Proves that the snapshot of a point is still there, read-only and never written; else the reason.

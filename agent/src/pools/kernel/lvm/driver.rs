@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::{
     super::{book::Entry, content::SnapshotContent, lease, look, volumes::stale},
     LvmPool, command, find_target, name,
+    replace::refuse_in_use,
     report::Logical,
     sync,
 };
@@ -208,6 +209,12 @@ impl ThinPool for LvmPool {
         self.publish(head, as_volume)
     }
 
+    fn check_closed(&self, volume: &Volume) -> Result<(), Failed> {
+        let group = self.refresh()?;
+        let (logical, _) = self.find(&group, &volume.name)?;
+        refuse_in_use(logical, &self.place.path(&volume.name))
+    }
+
     fn check_replaceable(&self) -> Result<(), Failed> {
         Ok(())
     }
@@ -244,6 +251,18 @@ impl ThinPool for LvmPool {
 
     fn base(&self, repository: Uuid, volume: Uuid) -> Option<Base> {
         self.kernel.base(repository, volume)
+    }
+
+    fn bases(&self) -> Vec<Base> {
+        self.kernel.bases()
+    }
+
+    fn forget_base(&self, repository: Uuid, volume: Uuid) -> Result<(), Failed> {
+        self.refresh()?;
+        match self.base(repository, volume) {
+            Some(base) => self.remove_own(base.point.identity),
+            None => Ok(()),
+        }
     }
 
     /// The registry first; tags and the removal of the former base after it.

@@ -94,7 +94,7 @@ fn by_identity<'a>(group: &'a Group, wanted: &Volume) -> Result<&'a Logical, Fai
     volumes.find(|logical| logical.identity == wanted.uuid).ok_or_else(|| stale(&wanted.name))
 }
 
-fn refuse_in_use(origin: &Logical, path: &str) -> Result<(), Failed> {
+pub(super) fn refuse_in_use(origin: &Logical, path: &str) -> Result<(), Failed> {
     let (why, hint) = match (origin.is_open, origin.is_merging) {
         (true, _) => ("it is open", "unmount it, or stop what has it open"),
         (_, true) => ("a merge with it is waiting", "let LVM finish that: lvchange -an, then -ay"),
