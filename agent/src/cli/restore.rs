@@ -3,7 +3,7 @@
 use thinbak_proto::{
     Failed, FailureKind,
     v1::{
-        GenerationRange, GenerationSelector, GetGenerationRequest, PoolRequest, PoolVolume,
+        GenerationRange, GenerationSelector, GetGenerationRequest, ListPoolsRequest, PoolRequest, PoolVolume,
         RepositoryAddress, RestoreJobRequest, VolumeName, restore_job_request::Target,
     },
 };
@@ -137,13 +137,37 @@ async fn origin(
     let (pool, volume) = local
         .and_then(|local| local.rsplit_once('/'))
         .ok_or_else(|| refused("it is a volume of another host"))?;
-    let volumes =
-        agent.pools().list_pool_volumes(PoolRequest { pool: pool.to_owned() }).await?.into_inner().volumes;
-    match volumes.iter().find(|other| other.name == volume) {
-        None => Err(refused("the volume is no longer there")),
-        Some(other) if other.uuid != found.volume_uuid => {
-            Err(refused("the volume of this name is another one than the one that was backed up"))
+    let mut is_other = false;
+    for pool in pools_named(agent, pool).await? {
+        let request = PoolRequest { pool: pool.clone() };
+        let volumes = agent.pools().list_pool_volumes(request).await?.into_inner().volumes;
+        match volumes.iter().find(|other| other.name == volume) {
+            Some(it) if it.uuid == found.volume_uuid => {
+                return Ok(PoolVolume { pool, volume: volume.to_owned() });
+            }
+            Some(_) => is_other = true,
+            None => {}
         }
-        Some(_) => Ok(PoolVolume { pool: pool.to_owned(), volume: volume.to_owned() }),
     }
+    Err(refused(if is_other {
+        "the volume of this name is another one than the one that was backed up"
+    } else {
+        "the volume is no longer there"
+    }))
+}
+
+/// The pools that backups call by this name; the name itself where none is known.
+async fn pools_named(agent: &AgentChannel, name: &str) -> Result<Vec<String>, Stop> {
+    let pools = agent.pools().list_pools(ListPoolsRequest {}).await?.into_inner().pools;
+    let named = pools.into_iter().filter(|pool| pool.name == name);
+    let mut specs: Vec<String> = named
+        .map(|pool| match pool.kind.as_str() {
+            "dir" => pool.name,
+            kind => format!("{kind}:{}", pool.place),
+        })
+        .collect();
+    if specs.is_empty() {
+        specs.push(name.to_owned());
+    }
+    Ok(specs)
 }

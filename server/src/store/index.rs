@@ -35,10 +35,10 @@ use super::{
     medium,
 };
 
-/// Memory of the embedded store beside its filters: blocks read, and entries not yet in a table (up to five such tables
+/// Memory of the embedded store beside what stays in memory (see `open_database`): blocks read, and entries not yet in a table (up to five such tables
 /// exist at a time). The larger these tables are, the less often the levels below them are written anew: each of theirs
 /// spans all ids.
-const CACHE_BYTES: u64 = 48 * 1024 * 1024;
+const CACHE_BYTES: u64 = 24 * 1024 * 1024;
 const MEMTABLE_BYTES: u64 = 16 * 1024 * 1024;
 const JOURNAL_BYTES: u64 = 128 * 1024 * 1024;
 const OPEN_TABLES: usize = 128;
@@ -122,11 +122,14 @@ impl Index {
                 .worker_threads(1)
                 .open()?;
             let options = || {
-                // Filters stay in memory, 10 bits for each id: read in pieces they cost more than all else of a look-up.
+                // Filters stay in memory, 10 bits for each id, and so do the lists of the tables' blocks, about 6 bits:
+                // read in pieces they cost more than all else of a look-up.
                 KeyspaceCreateOptions::default()
                     .max_memtable_size(MEMTABLE_BYTES)
                     .filter_block_partitioning_policy(PartitioningPolicy::all(false))
                     .filter_block_pinning_policy(PinningPolicy::all(true))
+                    .index_block_partitioning_policy(PartitioningPolicy::all(false))
+                    .index_block_pinning_policy(PinningPolicy::all(true))
             };
             let entries = database.keyspace(KEYSPACE, options)?;
             Ok(Handle { database, entries })

@@ -67,7 +67,7 @@ refused 5 'is open' thinbak restore vg/tp/web:2 --in-place=lvm:vg/tp/web
 umount /mnt
 dd if=/tmp/tools/content of=/dev/vg/web bs=1M count=5 seek=7 oflag=direct status=none
 old=$(id vg/web)
-quiet restore vg/tp/web:2 --in-place=lvm:vg/tp/web
+quiet restore vg/tp/web:2 --in-place
 test "$(sha256sum </dev/vg/web)" = "$before"
 e2fsck -fn /dev/vg/web >/dev/null 2>&1
 test "$(lvs --noheadings -o lv_uuid vg/web)" = "$identity"

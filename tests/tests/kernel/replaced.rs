@@ -78,7 +78,7 @@ tidy
 thinbak volume export dm:pool/web@kept 2>/dev/null | cmp - /tmp/two
 mode third dm:pool/web
 dmsetup remove web
-quiet restore pool/web:2 --in-place=dm:pool/web
+quiet restore pool/web:2 --in-place
 dmsetup create web --table "0 65536 thin /dev/mapper/pool $(id_of web)"
 cmp /tmp/two /dev/mapper/web
 # Larger, and back: what was behind the end does not come back.
