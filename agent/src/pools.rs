@@ -26,7 +26,11 @@ mod text;
 mod volumes;
 
 pub(crate) use self::{
-    blocking::blocking, candidate::Candidate, guard::Need, info::open_pool_infos, kernel::watch,
+    blocking::blocking,
+    candidate::Candidate,
+    guard::{Need, with_notes},
+    info::open_pool_infos,
+    kernel::watch,
     running::now_ms,
 };
 pub use self::{

@@ -1,5 +1,6 @@
 //! Backup: a snapshot of a pool volume, against the volume's base, to a new generation.
 
+mod found;
 mod summary;
 
 use std::{
@@ -18,16 +19,19 @@ use thinbak_proto::{
 };
 use uuid::Uuid;
 
-use self::summary::{Timing, summary_of};
+use self::{
+    found::Found,
+    summary::{Timing, summary_of},
+};
 use super::{
     events::{Events, blocking},
     healing::{self, Halt},
-    plan::{self, Due, Sorted, Transfer},
+    plan::{Due, Transfer},
     point::{root_of, to_wire},
     sample,
 };
 use crate::{
-    pools::{Candidate, Need, PoolManager, ThinPool, VolumeLock},
+    pools::{Candidate, PoolManager, ThinPool, VolumeLock, with_notes},
     repository_client::{RepositoryConnection, connect},
     sink::GenerationSink,
     source::{ChangeList, PoolSource},
@@ -236,10 +240,8 @@ impl<'a> Backup<'a> {
         let (engine, dues) = (Arc::clone(&pool.pool), pool.dues);
         let lease = self.manager.lease(engine.uuid()).await;
         let label = names.join(", ");
-        let (chunk_bytes, manager) = (self.chunk_bytes, Arc::clone(self.manager));
-        let (repository, locked) =
-            (Some(self.repository), dues.iter().map(|due| due.volume.name.clone()).collect());
-        let grouped = !self.group.is_empty();
+        let (manager, grouped) = (Arc::clone(self.manager), !self.group.is_empty());
+        let (repository, chunk_bytes) = (self.repository, self.chunk_bytes);
         let progress = Progress::default();
         let found = self.events.during(
             &label,
@@ -248,49 +250,49 @@ impl<'a> Backup<'a> {
             blocking(move || {
                 // Held to the end of the work, which goes on for a while when the job was interrupted.
                 let _lease = lease;
-                let mut sorted = plan::idle_test(engine.as_ref(), dues)?;
-                if grouped && !sorted.changed.is_empty() {
-                    // One moment for all of them: the unchanged ones are snapshotted with the others.
-                    sorted.changed.append(&mut sorted.unchanged);
-                }
-                let Sorted { unchanged, changed, mut held } = sorted;
-                let (mut transfers, mut notes) = (Vec::new(), Vec::new());
-                if !changed.is_empty() {
-                    let need =
-                        Need { snapshots: changed.len() as u64, repository, locked, ..Need::default() };
-                    notes = manager.admit(engine.as_ref(), &need)?;
-                    let (walked, held_again) = plan::snapshot_and_walk(&engine, changed, chunk_bytes)?;
-                    transfers = walked;
-                    held += held_again;
-                }
-                Ok((unchanged, transfers, held, notes))
+                Found::find(&manager, &engine, dues, repository, grouped, chunk_bytes)
             }),
         );
-        let found = found.await;
-        match found {
+        let Found { unchanged, changed, held } = match found.await {
+            Ok(found) => found,
             Err(failed) => {
                 for name in names {
                     self.events.failure(&name, failed.clone()).await;
                 }
+                return again;
             }
-            Ok((unchanged, transfers, held, mut notes)) => {
-                let timing = Timing { found: started.elapsed(), held };
-                let named =
-                    |due: &Due| VolumeRef { pool: pool.spec.clone(), volume: due.volume.name.clone() };
-                for due in unchanged {
-                    let (name, named) = (due.name.clone(), named(&due));
-                    let outcome = self.unchanged(&pool.pool, due, timing).await;
-                    again.extend(self.report(&name, outcome, last).await.then_some(named));
+        };
+        let timing = Timing { found: started.elapsed(), held };
+        let named = |due: &Due| VolumeRef { pool: pool.spec.clone(), volume: due.volume.name.clone() };
+        for due in unchanged {
+            let (name, named) = (due.name.clone(), named(&due));
+            let outcome = self.unchanged(&pool.pool, due, timing).await;
+            again.extend(self.report(&name, outcome, last).await.then_some(named));
+        }
+        let (transfers, mut notes) = match changed {
+            Ok(changed) => changed,
+            Err((names, failed)) => {
+                for name in names {
+                    self.events.failure(&name, failed.clone()).await;
                 }
-                for transfer in transfers {
-                    let (name, named) = (transfer.due.name.clone(), named(&transfer.due));
-                    let outcome = self.transfer(&pool.pool, transfer, timing).await;
-                    // They are told once.
-                    let outcome =
-                        outcome.map(|summary| JobSummary { notes: std::mem::take(&mut notes), ..summary });
-                    again.extend(self.report(&name, outcome, last).await.then_some(named));
-                }
+                return again;
             }
+        };
+        for transfer in transfers {
+            let (name, named) = (transfer.due.name.clone(), named(&transfer.due));
+            let outcome = self.transfer(&pool.pool, transfer, timing).await;
+            // They are told once.
+            let outcome = match outcome {
+                Ok(mut summary) => {
+                    summary.notes.append(&mut notes);
+                    Ok(summary)
+                }
+                Err(Halt::Failed(failed)) => {
+                    Err(Halt::Failed(with_notes(failed, &std::mem::take(&mut notes))))
+                }
+                Err(damage) => Err(damage),
+            };
+            again.extend(self.report(&name, outcome, last).await.then_some(named));
         }
         again
     }

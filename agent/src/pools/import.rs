@@ -72,12 +72,7 @@ fn write(
     let job = manager.jobs().start("import", &format!("{}/{}", target.pool, target.volume));
     let applied = import.apply(pieces, |done| job.update("transfer", done, target.size_bytes));
     let outcome = applied.and_then(|()| import.publish());
-    if outcome.is_err()
-        && let Err(error) = import.pool.drop_transient(&import.head)
-    {
-        tracing::warn!(device = %import.head.device, %error, "a private head is left until the pool is opened again");
-    }
-    let volume = outcome?;
+    let volume = outcome.inspect_err(|_| give_up(import.pool.as_ref(), &import.head))?;
     volumes::info(import.pool.as_ref(), &volume)
 }
 
@@ -127,11 +122,14 @@ impl Import {
                 target.size_bytes.checked_next_multiple_of(SECTOR_BYTES).unwrap_or(target.size_bytes)
             }
         };
-        manager.admit(pool.as_ref(), &Need::default()).map_err(during(attempt))?;
         // A volume that is replaced is empty, and so is a snapshot of it.
         let like = existing.as_ref().map(|volume| volume.device);
+        let need = Need { passing: like.is_some().into(), ..Need::default() };
+        manager.admit(pool.as_ref(), &need).map_err(during(attempt))?;
         let head = pool.create_head(size_bytes, like).map_err(during(attempt))?;
-        let target = PoolVolume::open(Arc::clone(&pool), head.clone()).map_err(during(attempt))?;
+        let target = PoolVolume::open(Arc::clone(&pool), head.clone())
+            .inspect_err(|_| give_up(pool.as_ref(), &head))
+            .map_err(during(attempt))?;
         Ok(Self {
             name,
             pool,
@@ -202,11 +200,20 @@ impl Import {
         }
         let volume = self.name.rsplit('/').next().unwrap_or_default();
         let published = if self.replaces {
+            // Others may have written to it meanwhile.
+            let present = self.pool.volume(volume)?;
+            refuse_content(self.pool.as_ref(), &present, &self.name)?;
             self.pool.replace_volume(volume, &self.head)
         } else {
             self.pool.publish_head(&self.head, volume, &[])
         };
         published.map_err(during(|| format!("import into {}", self.name)))
+    }
+}
+
+fn give_up(pool: &dyn ThinPool, head: &Volume) {
+    if let Err(error) = pool.drop_transient(head) {
+        tracing::warn!(device = %head.device, %error, "a private head is left until the pool is opened again");
     }
 }
 

@@ -65,6 +65,8 @@ struct Inner {
     metadata: Arc<dyn BlockDevice>,
     data: FileDevice,
     book: Mutex<Book>,
+    /// Held by who replaces a volume.
+    switching: Mutex<()>,
     turn: Turn,
     /// Roots of snapshots as they were last seen, to read them by.
     roots: Mutex<HashMap<DeviceId, (MetadataBlock, MetadataView)>>,
@@ -89,6 +91,7 @@ impl KernelPool {
             metadata: Arc::new(Reread::new(metadata)),
             data,
             book: Mutex::new(book),
+            switching: Mutex::default(),
             turn: Turn::default(),
             roots: Mutex::default(),
             _lock: lock,

@@ -46,6 +46,15 @@ limit 'min_free = "5%"'
 refused 2 'unknown field' thinbak pool status dm:pool
 unset THINBAK_CONFIG
 quiet restore pool/web:1 --to dm:pool/yes
+# One that was not written gets its generation although no snapshot is taken of another.
+message create_thin 3
+dmsetup create logs --table "0 65536 thin /dev/mapper/pool 3"
+quiet backup dm:pool/logs
+put 1 2 0
+export THINBAK_CONFIG=/tmp/agent.toml
+limit 'min_free_data = "255M"'
+refused 5 'are to stay free' thinbak --json backup dm:pool/web dm:pool/logs
+grep -q '"mode":"unchanged".*"volume":"[^"]*/logs"' /tmp/said
 tidy
 down
 check
@@ -65,6 +74,12 @@ quiet volume snapshot dm:pool/web@kept
 exec 7</dev/mapper/web
 refused 5 'mounted or open' thinbak restore pool/web:1 --in-place=dm:pool/web
 exec 7<&-
+dmsetup suspend web
+refused 11 'it is suspended' thinbak restore pool/web:1 --in-place=dm:pool/web
+dmsetup resume web
+dmsetup reload web --table "0 65536 thin /dev/mapper/pool 0"
+refused 11 'a new table is loaded' thinbak restore pool/web:1 --in-place=dm:pool/web
+dmsetup clear web
 test "$(active_id)" = 0
 before=$(used)
 thinbak -q --json restore pool/web:1 --in-place=dm:pool/web >/tmp/summary
@@ -169,6 +184,24 @@ dmsetup resume web
 stays "$head"
 test "$(active_id)" = "$head"
 message create_snap 77 "$former" 2>/dev/null && exit 1
+# The head is open by its private device, which is not the volume's: the former one stays.
+begun 1
+private=$(dmsetup ls | sed -n 's/^\(thinbak-[0-9-]*\).*/\1/p')
+exec 7<"/dev/dm-$(dmsetup info -c --noheadings -o minor "$private" | tr -d ' ')"
+quiet volume list dm:pool
+test "$(active_id)" = "$former"
+! grep -q '"switch"' /tmp/state/dm/*.json
+exec 7<&-
+stays "$former"
+whole
+# An intent whose volume is gone is given up, and keeps nobody from anything.
+begun 2
+sed -i "s/\"volume\":\"$uuid\"/\"volume\":\"00000000-0000-0000-0000-000000000001\"/" /tmp/state/dm/*.json
+stays "$former"
+quiet restore pool/web:1 --in-place=dm:pool/web
+cmp /tmp/one /dev/mapper/web
+quiet restore pool/web:2 --in-place=dm:pool/web
+whole
 # Nothing is active, and the former device was written since: it stays.
 begun 1
 dmsetup remove web

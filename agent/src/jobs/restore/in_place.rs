@@ -14,7 +14,7 @@ use super::{
     heads::{give_up, open},
 };
 use crate::{
-    pools::{Need, PoolManager, ThinPool},
+    pools::{Need, PoolManager, ThinPool, with_notes},
     sink::VolumeSink,
     stream::Progress,
     volume::PoolVolume,
@@ -39,15 +39,18 @@ impl Restore<'_> {
             engine.check_closed(&volume)?;
             let (size, present) = (wanted.size_bytes, engine.mapped_bytes(&volume)?);
             let need = Need::of_restore(&[wanted], engine.block_bytes(), present);
-            let notes = guard.admit(engine.as_ref(), &need)?;
-            let head = engine.create_head(size, Some(volume.device))?;
-            engine.forget_beyond(&head).inspect_err(|_| give_up(engine.as_ref(), &head))?;
-            Ok((head, notes))
+            let notes = guard.admit(engine.as_ref(), &Need { passing: 1, ..need })?;
+            let head = engine.create_head(size, Some(volume.device)).and_then(|head| {
+                engine.forget_beyond(&head).inspect_err(|_| give_up(engine.as_ref(), &head))?;
+                Ok(head)
+            });
+            Ok((head.map_err(|failed| with_notes(failed, &notes))?, notes))
         })
         .await?;
         let written = self.write_difference(generation, &pool, &head).await;
         let name = target.volume.clone();
         let (done, notes) = blocking(move || {
+            let given_up = notes.clone();
             let done = written.and_then(|done| {
                 let volume = pool.replace_volume(&name, &head)?;
                 if pool.info().is_ok_and(|info| info.kind != "dir") {
@@ -55,12 +58,14 @@ impl Restore<'_> {
                 }
                 Ok((done, notes))
             });
-            done.inspect_err(|_| give_up(pool.as_ref(), &head))
+            let done = done.inspect_err(|_| give_up(pool.as_ref(), &head));
+            done.map_err(|failed| with_notes(failed, &given_up))
         })
         .await?;
         drop(lock);
-        let summary = done.summary(generation, "in-place", format!("{}/{}", target.pool, target.volume));
-        Ok(JobSummary { notes, ..summary })
+        let mut summary = done.summary(generation, "in-place", format!("{}/{}", target.pool, target.volume));
+        summary.notes.extend(notes);
+        Ok(summary)
     }
 
     async fn write_difference(

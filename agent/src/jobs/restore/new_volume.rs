@@ -19,7 +19,7 @@ use super::{
     heads::{check_new_name, give_up, open},
 };
 use crate::{
-    pools::{Need, PoolManager, ThinPool},
+    pools::{Need, PoolManager, ThinPool, with_notes},
     sink::VolumeSink,
     stream::Progress,
     volume::PoolVolume,
@@ -50,7 +50,8 @@ impl Restore<'_> {
         let (head, notes) = blocking(move || {
             check_new_name(engine.as_ref(), &name)?;
             let notes = guard.admit(engine.as_ref(), &Need { snapshots, ..need })?;
-            Ok((engine.create_head(size, None)?, notes))
+            let head = engine.create_head(size, None).map_err(|failed| with_notes(failed, &notes))?;
+            Ok((head, notes))
         })
         .await?;
         let place = format!("{}/{}", target.pool, target.volume);
@@ -72,11 +73,11 @@ impl Restore<'_> {
             }
             published
         })
-        .await?;
+        .await;
         drop(lock);
-        let mut done = done;
+        let mut done = done.map_err(|failed| with_notes(failed, &notes))?;
         if let Some(first) = done.first_mut() {
-            first.notes = notes;
+            first.notes.extend(notes);
         }
         Ok(done)
     }

@@ -148,10 +148,7 @@ impl ThinPool for KernelPool {
         let entry = self.inner.book.lock().contents().by_device(volume.device).cloned();
         let entry = entry.filter(|entry| entry.uuid == volume.uuid && entry.role.is_transient());
         let entry = entry.ok_or_else(|| stale(&volume.name))?;
-        if self.inner.book.lock().contents().switch.is_some_and(|switch| switch.is_to(entry.device)) {
-            let message = format!("device {} is about to replace a volume", entry.device);
-            return Err(Failed::new(FailureKind::Busy, message));
-        }
+        self.inner.book.lock().contents().refuse_switching(entry.device)?;
         self.inner.deactivate(entry.device)?;
         self.inner.delete(entry.device)?;
         self.inner.book.lock().change(|book| {

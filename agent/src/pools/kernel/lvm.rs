@@ -96,6 +96,7 @@ impl LvmPool {
             metadata: Arc::new(Reread::new(metadata)),
             data,
             book: Mutex::new(book),
+            switching: Mutex::default(),
             turn: Turn::default(),
             roots: Mutex::default(),
             _lock: lock,

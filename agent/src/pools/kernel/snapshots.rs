@@ -224,6 +224,7 @@ impl Inner {
             }
         }
         self.book.lock().change(|book| {
+            devices.iter().try_for_each(|device| book.refuse_switching(*device))?;
             for device in devices {
                 book.bases.retain(|base| base.point.device_id != *device);
                 if let Some(entry) = book.by_device(*device).cloned() {
