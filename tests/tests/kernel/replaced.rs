@@ -53,7 +53,7 @@ quiet backup dm:pool/logs
 put 1 2 0
 export THINBAK_CONFIG=/tmp/agent.toml
 limit 'min_free_data = "255M"'
-refused 5 'are to stay free' thinbak --json backup dm:pool/web dm:pool/logs
+refused 3 'are to stay free' thinbak --json backup dm:pool/web dm:pool/logs
 grep -q '"mode":"unchanged".*"volume":"[^"]*/logs"' /tmp/said
 tidy
 down
@@ -186,7 +186,8 @@ test "$(active_id)" = "$head"
 message create_snap 77 "$former" 2>/dev/null && exit 1
 # The head is open by its private device, which is not the volume's: the former one stays.
 begun 1
-private=$(dmsetup ls | sed -n 's/^\(thinbak-[0-9-]*\).*/\1/p')
+private="thinbak-$(dmsetup info -c --noheadings --separator - -o major,minor pool | tr -d ' ')-$head"
+dmsetup info "$private" >/dev/null 2>&1 || dmsetup create "$private" --table "0 65536 thin /dev/mapper/pool $head"
 exec 7<"/dev/dm-$(dmsetup info -c --noheadings -o minor "$private" | tr -d ' ')"
 quiet volume list dm:pool
 test "$(active_id)" = "$former"
