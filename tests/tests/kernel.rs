@@ -25,6 +25,8 @@ mod lab;
 mod large_metadata;
 #[path = "kernel/lvm.rs"]
 mod lvm;
+#[path = "kernel/many.rs"]
+mod many;
 #[path = "kernel/messages.rs"]
 mod messages;
 #[path = "kernel/model.rs"]

@@ -9,7 +9,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-/// Longest time that one boot with its script may take. The guest is emulated, and the machine may be busy.
+/// Longest time that one boot with its script may take, unless THINBAK_VM_SECONDS says. The guest is emulated, and the machine
+/// may be busy.
 const LIMIT_SECONDS: &str = "240";
 
 /// A built guest.
@@ -52,7 +53,10 @@ impl Guest {
             .arg(&file)
             .args(disks)
             .env("THINBAK_VM_DIR", &self.cache)
-            .env("THINBAK_VM_SECONDS", LIMIT_SECONDS)
+            .env(
+                "THINBAK_VM_SECONDS",
+                std::env::var("THINBAK_VM_SECONDS").unwrap_or(LIMIT_SECONDS.to_owned()),
+            )
             .env("THINBAK_VM_CONSOLE", &console)
             .output()
             .context("running tests/vm/run")?;

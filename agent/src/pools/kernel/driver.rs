@@ -276,9 +276,15 @@ impl ThinPool for KernelPool {
             return Err(Failed::new(FailureKind::Refused, message)
                 .with_hint("nothing was committed: run the backup again"));
         }
-        let frozen = lease::reserve(&self.inner)?;
-        let proven = self.prove(point, &frozen.view);
-        frozen.release()?;
+        let proven = match self.inner.look(|view| self.prove(point, view))? {
+            Some(proven) => proven,
+            None => {
+                let frozen = lease::reserve(&self.inner)?;
+                let proven = self.prove(point, &frozen.view);
+                frozen.release()?;
+                proven
+            }
+        };
         proven.map_err(|why| {
             let message = format!("the snapshot was changed while it was read: {why}");
             Failed::new(FailureKind::Refused, message)

@@ -8,6 +8,8 @@
 //! What is held is ours when root and checksum are those that were recorded. It goes when the pool is opened the next time.
 //! A stranger's is waited for, never released. After a crash between 1 and 3 or within 4 nobody can tell whose it is: that is
 //! reported, and `thinbak msnap release --force` decides.
+//!
+//! Whether a snapshot is still what it was is looked up without one: see [`Inner::look`].
 
 use std::{
     sync::Arc,
@@ -32,6 +34,8 @@ use crate::pools::{
 /// How long a metadata snapshot of somebody else, or of another job of this process, is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+/// How often it is tried to look at the metadata between two commits.
+const LOOKS: u32 = 3;
 
 /// Whose turn it is, among the threads of this process.
 #[derive(Default)]
@@ -66,12 +70,15 @@ impl Turn {
 struct Lease {
     inner: Arc<Inner>,
     open: bool,
+    since: Instant,
 }
 
 impl Lease {
     fn release(mut self) -> Result<(), Failed> {
         self.open = false;
         let released = self.inner.give_up();
+        let held_us = self.since.elapsed().as_micros();
+        tracing::debug!(pool = self.inner.name, held_us, "the metadata snapshot was held");
         self.inner.turn.give_back();
         released
     }
@@ -96,11 +103,8 @@ pub(super) fn reserve(inner: &Arc<Inner>) -> Result<Frozen, Failed> {
         let message = format!("the metadata snapshot of pool {} is in use by another job", inner.name);
         return Err(Failed::new(FailureKind::Busy, message));
     }
-    if let Err(failed) = inner.take_msnap(false, until) {
-        inner.turn.give_back();
-        return Err(failed);
-    }
-    let lease = Lease { inner: Arc::clone(inner), open: true };
+    let since = inner.take_msnap(false, until).inspect_err(|_| inner.turn.give_back())?;
+    let lease = Lease { inner: Arc::clone(inner), open: true, since };
     let view = inner.open_view(Roots::MetadataSnap)?;
     Ok(Frozen::held(view, Box::new(move || lease.release())))
 }
@@ -111,8 +115,29 @@ impl Inner {
         MetadataView::open(Arc::clone(&self.metadata), roots).map_err(of_view)
     }
 
-    /// Reserves, waiting for a stranger until then.
-    fn take_msnap(&self, keep: bool, until: Instant) -> Result<(), Failed> {
+    /// Looks at what the pool commits now, without a metadata snapshot: `None` if it committed again meanwhile, each time that
+    /// it was tried.
+    ///
+    /// A transaction writes to no block of the metadata as they were last committed (they are replaced by copies, and what
+    /// becomes free is given again after the next commit); only the superblock is written in place, last. So what is read
+    /// between two reads of the same superblock is of one moment.
+    pub(super) fn look<T>(&self, look: impl Fn(&MetadataView) -> T) -> Result<Option<T>, Failed> {
+        let superblock = MetadataBlock::new(0);
+        self.mapper.commit(&self.target()?)?;
+        self.writable_status()?;
+        let _ = self.metadata.resize(0);
+        for _ in 0..LOOKS {
+            let before = self.checksum(superblock)?;
+            let found = self.open_view(Roots::Live).map(|view| look(&view));
+            if self.checksum(superblock)? == before {
+                return found.map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reserves, waiting for a stranger until then. Returns when it was asked for.
+    fn take_msnap(&self, keep: bool, until: Instant) -> Result<Instant, Failed> {
         loop {
             match self.writable_status()?.held_root {
                 Some(root) => self.refuse_held(root, until)?,
@@ -121,8 +146,9 @@ impl Inner {
                     // The device may have grown since it was looked at.
                     let _ = self.metadata.resize(0);
                     self.record(Some(Msnap::Intended))?;
+                    let since = Instant::now();
                     match self.mapper.message(&target, "reserve_metadata_snap") {
-                        Ok(()) => return self.note_reserved(keep),
+                        Ok(()) => return self.note_reserved(keep).map(|()| since),
                         // Somebody was faster.
                         Err(error) if error.is(Errno::BUSY) => self.record(None)?,
                         Err(error) => {
@@ -305,7 +331,7 @@ impl Inner {
         }
         let taken = self.take_msnap(true, until);
         self.turn.give_back();
-        taken
+        taken.map(|_| ())
     }
 
     pub(super) fn release_msnap(&self, force: bool) -> Result<(), Failed> {

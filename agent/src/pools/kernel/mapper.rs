@@ -5,6 +5,7 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use devicemapper::{DM, DevId, Device, DmFlags, DmName, DmOptions, DmUuid, errors::Error as CoreError};
@@ -121,6 +122,11 @@ impl Mapper {
         self.query(name, DmFlags::DM_NOFLUSH)
     }
 
+    /// Makes a pool commit what is in memory of its metadata: it does before it tells its state.
+    pub(super) fn commit(&self, name: &str) -> Result<(), MapperError> {
+        self.query(name, DmFlags::empty()).map(|_| ())
+    }
+
     fn query(&self, name: &str, flags: DmFlags) -> Result<Vec<Target>, MapperError> {
         let options = DmOptions::default().set_flags(flags);
         let (_, targets) = self
@@ -132,7 +138,10 @@ impl Mapper {
 
     /// Sends a message to the only target of a device.
     pub(super) fn message(&self, name: &str, message: &str) -> Result<(), MapperError> {
+        let since = Instant::now();
         let sent = self.dm.target_msg(&DevId::Name(dm_name(name)?), None, message);
+        let took_us = since.elapsed().as_micros();
+        tracing::debug!(device = %name, sent = %message, took_us, "a message");
         sent.map(|_| ()).map_err(|error| refused(format!("message `{message}` to {name}"), error))
     }
 
