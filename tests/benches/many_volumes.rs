@@ -15,7 +15,7 @@ mod driven;
 #[allow(dead_code, unused_imports, reason = "what the kernel tests need besides")]
 #[path = "../tests/kernel/guest.rs"]
 mod guest;
-#[allow(dead_code, reason = "what the kernel tests need besides")]
+#[allow(dead_code, unused_imports, reason = "what the kernel tests need besides")]
 #[path = "../tests/kernel/many.rs"]
 mod many;
 

@@ -2,12 +2,14 @@
 
 use std::{
     collections::VecDeque,
-    fs::File,
+    fs::{self, File, OpenOptions},
     io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use rustix::fs::{FlockOperation, flock};
 use tempfile::TempPath;
 use thinbak_engine::{Access, BlockDevice as _, FileDevice};
 use thinbak_proto::{Failed, FailureKind};
@@ -16,9 +18,11 @@ use tokio::task::JoinHandle;
 use crate::stream::{Batch, Content, Sink};
 
 /// Writes a stream beside the path it is meant for and moves it there at the end, so that the file is
-/// whole or absent.
+/// whole or absent. What a process left that was killed is removed by the next one that writes to the same path.
 pub struct FileSink {
     path: PathBuf,
+    /// Locked as long as it is written, so that nobody takes it for left.
+    _locked: File,
     /// Large pieces go around the page cache.
     file: Arc<FileDevice>,
     temporary: Option<TempPath>,
@@ -39,16 +43,15 @@ impl FileSink {
         }
         let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let temporary = tempfile::Builder::new()
-            .prefix(&format!(".{name}.thinbak-"))
-            .tempfile_in(folder)
-            .map_err(|error| attempt(path, "creating", &error))?;
-        let (file, temporary) = temporary.into_parts();
-        file.set_len(size).map_err(|error| attempt(path, "sizing", &error))?;
+        let prefix = format!(".{name}.thinbak-");
+        remove_left(folder, &prefix);
+        let (locked, temporary) =
+            locked_file(folder, &prefix).map_err(|error| attempt(path, "creating", &error))?;
+        locked.set_len(size).map_err(|error| attempt(path, "sizing", &error))?;
         let file = FileDevice::open(&temporary, Access::ReadWrite);
         let file = file.map_err(|error| attempt(path, "opening", &error))?;
         let (file, path) = (Arc::new(file), path.to_owned());
-        Ok(Self { path, file, temporary: Some(temporary), writing: VecDeque::new() })
+        Ok(Self { path, _locked: locked, file, temporary: Some(temporary), writing: VecDeque::new() })
     }
 
     /// Waits until at most `left` batches are being written.
@@ -58,6 +61,52 @@ impl FileSink {
             joined(writing.await).map_err(|error| attempt(&self.path, "writing", &error))?;
         }
         Ok(())
+    }
+}
+
+/// Characters behind the prefix of a temporary file's name.
+const RANDOM_CHARS: usize = 6;
+/// Times that a file is made, should others take it for left before it is locked.
+const ATTEMPTS: usize = 10;
+
+/// A new file with a name that begins so, locked.
+fn locked_file(folder: &Path, prefix: &str) -> io::Result<(File, TempPath)> {
+    for _ in 0..ATTEMPTS {
+        let made = tempfile::Builder::new().prefix(prefix).rand_bytes(RANDOM_CHARS).tempfile_in(folder)?;
+        let (file, path) = made.into_parts();
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+            && path.metadata().is_ok_and(|found| file.metadata().is_ok_and(|ours| ours.ino() == found.ino()))
+        {
+            return Ok((file, path));
+        }
+    }
+    Err(io::Error::other("others remove the file"))
+}
+
+/// Removes files of dead processes: those that nobody has locked. What cannot be looked at stays.
+fn remove_left(folder: &Path, prefix: &str) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.filter_map(Result::ok) {
+        let name = entry.file_name();
+        let random = name.to_str().and_then(|name| name.strip_prefix(prefix));
+        let is_ours = random.is_some_and(|random| {
+            random.len() == RANDOM_CHARS && random.bytes().all(|byte| byte.is_ascii_alphanumeric())
+        });
+        if !is_ours || !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            continue;
+        }
+        let path = entry.path();
+        let Ok(file) = OpenOptions::new().read(true).open(&path) else { continue };
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            match fs::remove_file(&path) {
+                Ok(()) => {
+                    tracing::info!(path = %path.display(), "what an interrupted restore left is removed")
+                }
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "what an interrupted restore left stays")
+                }
+            }
+        }
     }
 }
 
@@ -98,5 +147,31 @@ impl Sink for FileSink {
             }
         });
         joined(done.await).map_err(|error| attempt(&self.path, "finishing", &error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_dead_process_left_goes_and_what_is_being_written_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        let there = |name: &str| dir.path().join(name).exists();
+        for name in
+            [".image.thinbak-aB3xyz", ".image.thinbak-aB3xyz.txt", ".image.thinbak-", ".other.thinbak-aB3xyz"]
+        {
+            fs::write(dir.path().join(name), b"x").unwrap();
+        }
+        let first = FileSink::create(&path, 4096).unwrap();
+        assert!(!there(".image.thinbak-aB3xyz"));
+        assert!(
+            there(".image.thinbak-aB3xyz.txt") && there(".image.thinbak-") && there(".other.thinbak-aB3xyz")
+        );
+        let second = FileSink::create(&path, 4096).unwrap();
+        for sink in [&first, &second] {
+            assert!(sink.temporary.as_ref().unwrap().exists());
+        }
     }
 }
