@@ -216,6 +216,42 @@ check
 echo "done yes"
 "#;
 
+/// A pool whose blocks are no power of two and show what was in them before; the data device is full of something.
+const STALE: &str = r#"
+down
+dd if=/dev/zero of=/dev/vda bs=64k count=1 oflag=direct status=none
+for at in 0 12 24 36 48 60 72 84; do
+  dd if=/tmp/tools/content of=/dev/vdb bs=1M seek=$at oflag=direct conv=notrunc status=none
+done
+dmsetup create pool --table \
+  "0 $((sectors / 384 * 384)) thin-pool /dev/vda /dev/vdb 384 0 3 skip_block_zeroing no_discard_passdown error_if_no_space"
+message create_thin 0
+dmsetup create web --table "0 65536 thin /dev/mapper/pool 0"
+put 5 0 1
+dd if=/tmp/tools/content of=/dev/mapper/web bs=4k count=3 skip=7 seek=5001 oflag=direct status=none
+keep /tmp/one
+mode first dm:pool/web
+blkdiscard -o 1572864 -l 786432 /dev/mapper/web
+dd if=/tmp/tools/content of=/dev/mapper/web bs=4k count=1 skip=9 seek=7001 oflag=direct status=none
+keep /tmp/two
+mode second dm:pool/web
+quiet restore pool/web:1 --to dm:pool/one
+quiet restore pool/web:1..2 --to dm:pool/both
+up one "$(id_of one)"
+cmp /tmp/one /dev/mapper/one
+up both "$(id_of both)"
+cmp /tmp/two /dev/mapper/both
+thinbak volume export dm:pool/both@gen-1 2>/dev/null | cmp - /tmp/one
+quiet restore pool/web:1 --in-place=dm:pool/web
+cmp /tmp/one /dev/mapper/web
+quiet restore pool/web:2 --in-place=dm:pool/web
+cmp /tmp/two /dev/mapper/web
+tidy
+down
+check
+echo "done yes"
+"#;
+
 /// Generations of several sizes in one restore.
 const TOGETHER: &str = r#"
 put 12 0 0
@@ -316,6 +352,15 @@ fn a_pool_is_not_filled_by_snapshots_or_restores() -> Result<()> {
 fn a_volume_of_a_kernel_pool_is_replaced_in_place() -> Result<()> {
     let Some(report) = on_a_pool(&format!("{TOOLS}{IN_PLACE}"))? else { return Ok(()) };
     ensure!(report.get("third")? == "incremental");
+    ensure!(report.get("done")? == "yes");
+    Ok(())
+}
+
+#[test]
+fn a_pool_that_does_not_zero_its_blocks_of_192_kib_is_backed_up_and_restored_to() -> Result<()> {
+    let Some(report) = on_a_pool(&format!("{TOOLS}{STALE}"))? else { return Ok(()) };
+    ensure!(report.get("first")? == "full");
+    ensure!(report.get("second")? == "incremental");
     ensure!(report.get("done")? == "yes");
     Ok(())
 }
