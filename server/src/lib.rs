@@ -25,6 +25,7 @@ mod retention;
 pub mod schedule;
 mod service;
 pub mod store;
+mod tls;
 mod verify;
 mod write_failure;
 
@@ -45,4 +46,5 @@ pub use rebuild::{
 };
 pub use repository::{CatalogueBackup, InitOptions, Repository, RepositoryError};
 pub use retention::{KeepsNothing, Policy, RetentionRule};
-pub use service::{ServeError, routes, serve};
+pub use service::{ServeError, routes, serve, serve_over_tls};
+pub use tls::{Certificates, Peer, TlsError, TlsFiles, make_certificate};

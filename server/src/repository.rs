@@ -7,6 +7,7 @@
 //! | `catalogue.sqlite` | what is visible (and its `-wal`, `-shm`) |
 //! | `catalogue-backups/` | copies of it |
 //! | `packs/`, `index/` | the store |
+//! | `tls/` | the server's certificate and its key, unless others are named |
 
 mod catalogue_backups;
 mod config;

@@ -11,17 +11,14 @@ use thinbak_proto::{
     v1::{content_server::ContentServer, ingest_server::IngestServer, repository_server::RepositoryServer},
 };
 use tokio::net::TcpListener;
-use tonic::{
-    server::NamedService as _,
-    service::Routes,
-    transport::{Server, server::TcpIncoming},
-};
+use tonic::{server::NamedService as _, service::Routes, transport::Server};
 
 use crate::{
     content::ContentService,
     health::{Health, State},
     ingest::IngestService,
     repository::Repository,
+    tls::{Certificates, incoming},
 };
 use generations::GenerationService;
 use tonic_health::{ServingStatus, server::HealthReporter};
@@ -72,11 +69,30 @@ pub fn routes(repository: Arc<Repository>) -> Routes {
         .add_service(content.max_decoding_message_size(MAX_MESSAGE_LEN))
 }
 
-/// Serves a repository, with health and reflection, until `shutdown` resolves. Only loopback addresses are
-/// served. The repository stays open.
+/// Serves a repository in the clear, with health and reflection, until `shutdown` resolves. Only loopback addresses
+/// are served. The repository stays open.
 pub async fn serve(
     repository: Arc<Repository>,
     listener: TcpListener,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), ServeError> {
+    serve_with(repository, listener, None, shutdown).await
+}
+
+/// The same over TLS.
+pub async fn serve_over_tls(
+    repository: Arc<Repository>,
+    listener: TcpListener,
+    certificates: Arc<Certificates>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), ServeError> {
+    serve_with(repository, listener, Some(certificates), shutdown).await
+}
+
+async fn serve_with(
+    repository: Arc<Repository>,
+    listener: TcpListener,
+    certificates: Option<Arc<Certificates>>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
     let address = listener.local_addr().map_err(ServeError::Address)?;
@@ -107,7 +123,7 @@ pub async fn serve(
         .add_service(health)
         .add_service(reflection)
         .add_service(older_reflection)
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async move {
+        .serve_with_incoming_shutdown(incoming(listener, certificates), async move {
             shutdown.await;
             stop.stop();
         });

@@ -51,6 +51,11 @@ pub(super) enum Command {
         /// Bytes of a chunk: a power of two from 4K to 1M, fixed for ever
         #[arg(long, default_value = "64K", value_parser = parse_size, value_name = "SIZE")]
         chunk_size: u32,
+        #[command(flatten)]
+        tls: TlsArguments,
+        /// A name or address that the certificate is for, beside those of this host
+        #[arg(long = "tls-name", value_name = "NAME", conflicts_with_all = ["tls_cert", "tls_key"])]
+        tls_names: Vec<String>,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -60,12 +65,34 @@ pub(super) enum Command {
         /// Directory of the repository
         #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
         repo: Option<PathBuf>,
-        /// Address of the loopback to listen on; port 0 takes a free one [default: 127.0.0.1:7440]
+        /// Address to listen on, off the loopback over TLS only; port 0 takes a free one [default: 127.0.0.1:7440]
         #[arg(long, env = "THINBAK_LISTEN", value_name = "ADDR")]
         listen: Option<SocketAddr>,
         /// Address for `/metrics` (Prometheus) and `/health` over HTTP; they tell names and sizes of volumes
         #[arg(long, env = "THINBAK_METRICS", value_name = "ADDR")]
         metrics: Option<SocketAddr>,
+        /// Serve over TLS on the loopback, too
+        #[arg(long)]
+        tls: bool,
+        #[command(flatten)]
+        certificate: TlsArguments,
+    },
+    /// Print the fingerprint of the server's certificate, for clients to pin
+    Fingerprint {
+        /// Directory of the repository
+        #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
+        repo: Option<PathBuf>,
+        #[command(flatten)]
+        tls: TlsArguments,
+        /// Make a key and a certificate first, where there are none
+        #[arg(long)]
+        make: bool,
+        /// A name or address that the certificate is for, beside those of this host
+        #[arg(long = "tls-name", value_name = "NAME", requires = "make")]
+        tls_names: Vec<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Show what a repository holds
     Stats {
@@ -181,6 +208,20 @@ pub(super) struct Collect {
     pub(super) json: bool,
 }
 
+/// Which certificate.
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
+pub(super) struct TlsArguments {
+    /// The server's certificate (PEM) [default: tls/certificate.pem in the repository]
+    #[arg(long, env = "THINBAK_TLS_CERT", value_name = "FILE")]
+    pub(super) tls_cert: Option<PathBuf>,
+    /// Its private key (PEM) [default: tls/key.pem in the repository]
+    #[arg(long, env = "THINBAK_TLS_KEY", value_name = "FILE")]
+    pub(super) tls_key: Option<PathBuf>,
+    /// Certificates (PEM) of those who vouch for clients: one without is turned away
+    #[arg(long, env = "THINBAK_CLIENT_CA", value_name = "FILE")]
+    pub(super) client_ca: Option<PathBuf>,
+}
+
 /// A repository that a server has open, or that this command opens.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct At {
@@ -190,6 +231,21 @@ pub(super) struct At {
     /// URL of the server that has it open; goes before --repo
     #[arg(long, env = "THINBAK_SERVER", value_name = "URL")]
     pub(super) server: Option<String>,
+    /// The one certificate that the server must have
+    #[arg(long, env = "THINBAK_FINGERPRINT", value_name = "sha256:HEX", conflicts_with = "ca")]
+    pub(super) fingerprint: Option<String>,
+    /// Certificates (PEM) of those who may vouch for the server's
+    #[arg(long, env = "THINBAK_CA_FILE", value_name = "FILE")]
+    pub(super) ca: Option<PathBuf>,
+    /// File with the token for the server
+    #[arg(long, env = "THINBAK_TOKEN_FILE", value_name = "FILE")]
+    pub(super) token_file: Option<PathBuf>,
+    /// Certificate (PEM) of this client, where the server asks for one
+    #[arg(long, env = "THINBAK_CLIENT_CERT", value_name = "FILE")]
+    pub(super) client_cert: Option<PathBuf>,
+    /// Its private key (PEM)
+    #[arg(long, env = "THINBAK_CLIENT_KEY", value_name = "FILE")]
+    pub(super) client_key: Option<PathBuf>,
 }
 
 impl Command {
@@ -197,6 +253,7 @@ impl Command {
     pub(super) fn json(&self) -> bool {
         match self {
             Self::Init { json, .. }
+            | Self::Fingerprint { json, .. }
             | Self::Stats { json, .. }
             | Self::Prune { json, .. }
             | Self::RebuildCatalogue { json, .. }
