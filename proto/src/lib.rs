@@ -11,6 +11,7 @@ pub mod json;
 mod map_node;
 mod moment;
 mod pattern;
+mod redacted;
 pub mod remote;
 mod schedule;
 

@@ -1,5 +1,6 @@
 //! What a person types, reads and gets as exit code. Data goes to stdout, all else to stderr.
 
+mod access;
 mod arguments;
 mod catalogue;
 mod certificate;
@@ -88,7 +89,7 @@ async fn run(command: Command, config: Config, output: &Output) -> Result<u8, Fa
             let dir = place(repo, &config)?;
             let listen = listen.or(config.listen).unwrap_or(DEFAULT_LISTEN);
             let (files, asked) = certificate::files(certificate, &config, &dir)?;
-            let files = (tls || asked).then_some(files);
+            let files = (tls || asked || !listen.ip().is_loopback()).then_some(files);
             let metrics = metrics.or(config.metrics);
             running::serve_repository(
                 &dir,
@@ -133,6 +134,8 @@ async fn run(command: Command, config: Config, output: &Output) -> Result<u8, Fa
         Command::RestoreCatalogue { repo, copy, json: _ } => {
             catalogue::restore(&place(repo, &config)?, &copy, output).await
         }
+        Command::Token(command) => access::token(command, &config, output).await,
+        Command::Audit { at, since, json: _ } => access::audit(at, since, &config, output).await,
         Command::Collect(command) => collect::run(&command, config, output).await,
     }
 }

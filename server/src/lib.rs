@@ -1,6 +1,7 @@
 //! The thinbak backup server: content-addressed chunks, generations, catalogue, and the gRPC services over
 //! them. The same library is the embedded repository of a client.
 
+mod access;
 mod catalogue;
 mod collect;
 pub mod config;

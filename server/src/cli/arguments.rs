@@ -178,6 +178,88 @@ pub(super) enum Command {
     },
     /// Free what no generation needs any more
     Collect(Collect),
+    /// Who may do what
+    #[command(subcommand)]
+    Token(Token),
+    /// Who did what, oldest first
+    Audit {
+        #[command(flatten)]
+        at: At,
+        /// Only of so long ago, like 7d or 12h
+        #[arg(long, value_parser = parse_age, value_name = "AGE")]
+        since: Option<Duration>,
+        /// Print a JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What may be done with tokens.
+#[derive(Debug, Subcommand)]
+pub(super) enum Token {
+    /// Make a token and print it, for the only time
+    Create {
+        #[command(flatten)]
+        at: At,
+        /// What it is called in lists and in the audit log
+        #[arg(long)]
+        name: String,
+        /// What it is for
+        #[arg(long, value_enum)]
+        scope: ScopeName,
+        /// Patterns of HOST/POOL/VOLUME: * is any text, also over /, and ? any one character
+        #[arg(long, num_args = 1.., required = true, value_name = "PATTERN")]
+        volumes: Vec<String>,
+        /// How long it is good for, like 90d [default: until it is revoked]
+        #[arg(long, value_parser = parse_age, value_name = "TIME")]
+        expires: Option<Duration>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show all that were made, but not the tokens themselves
+    List {
+        #[command(flatten)]
+        at: At,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Revoke a token for ever; what runs with it at a server that is named ends at once
+    Revoke {
+        #[command(flatten)]
+        at: At,
+        /// Its name or its id
+        #[arg(value_name = "NAME|ID")]
+        token: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What a token is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum ScopeName {
+    /// Adds generations to its volumes, and reads what that needs
+    Backup,
+    /// Reads its volumes
+    Restore,
+    /// Reads its volumes and adds to them
+    Replicate,
+    /// Everything, of all volumes
+    Admin,
+}
+
+impl From<ScopeName> for thinbak_proto::v1::Scope {
+    fn from(name: ScopeName) -> Self {
+        match name {
+            ScopeName::Backup => Self::Backup,
+            ScopeName::Restore => Self::Restore,
+            ScopeName::Replicate => Self::Replicate,
+            ScopeName::Admin => Self::Admin,
+        }
+    }
 }
 
 /// What a collection may do.
@@ -260,6 +342,10 @@ impl Command {
             | Self::BackupCatalogue { json, .. }
             | Self::RestoreCatalogue { json, .. }
             | Self::Verify { json, .. } => *json,
+            Self::Token(
+                Token::Create { json, .. } | Token::List { json, .. } | Token::Revoke { json, .. },
+            )
+            | Self::Audit { json, .. } => *json,
             Self::Collect(collect) => collect.json,
             Self::Run { .. } => false,
         }

@@ -29,9 +29,6 @@ pub(super) async fn serve_repository(
     output: &Output,
 ) -> Result<u8, Failed> {
     let Listen { address, metrics, tls } = listen;
-    if !address.ip().is_loopback() {
-        return Err(ServeError::NotLoopback(address).into());
-    }
     let certificates = tls.map(Certificates::load).transpose()?;
     // Both before anything is opened: a signal from here on ends in an orderly stop.
     let handler = |kind| {

@@ -14,6 +14,7 @@ use super::{
     commit::{self, Outcome},
 };
 use crate::{
+    access::Caller,
     catalogue::Selector,
     content::parse_id,
     map_tree::{EditError, Editor, FreshNode, NodeError, NodesAhead, Tree},
@@ -52,6 +53,7 @@ struct StoredBatch {
 /// The stream as a state: what was asked so far, and what is under way.
 pub(super) struct Session {
     repository: Arc<Repository>,
+    caller: Caller,
     requests: Streaming<v1::BackupRequest>,
     stopping: watch::Receiver<bool>,
     backup: Option<Box<Backup>>,
@@ -121,11 +123,16 @@ pub(super) fn node_failed(error: &NodeError) -> Failed {
 }
 
 impl Session {
-    pub(super) fn new(repository: Arc<Repository>, requests: Streaming<v1::BackupRequest>) -> Self {
+    pub(super) fn new(
+        repository: Arc<Repository>,
+        caller: Caller,
+        requests: Streaming<v1::BackupRequest>,
+    ) -> Self {
         let stopping = repository.stopping();
         let in_flight = FuturesOrdered::new();
         Self {
             repository,
+            caller,
             requests,
             stopping,
             backup: None,
@@ -186,7 +193,7 @@ impl Session {
     async fn asked(&mut self, request: v1::BackupRequest) -> Result<Option<Answer>, Failed> {
         match (request.message, &mut self.backup) {
             (Some(Asked::Begin(begin)), None) => {
-                let backup = Backup::begin(&self.repository, begin).await?;
+                let backup = Backup::begin(&self.repository, &self.caller, begin).await?;
                 let session = v1::BackupSession {
                     session_id: backup.guard.id,
                     chunk_bytes: self.repository.chunk_bytes(),
@@ -299,8 +306,13 @@ impl Backup {
         self.geometry.check_length(chunk, location.plain_len, "named as present")
     }
 
-    async fn begin(repository: &Arc<Repository>, begin: v1::BackupBegin) -> Result<Self, Failed> {
+    async fn begin(
+        repository: &Arc<Repository>,
+        caller: &Caller,
+        begin: v1::BackupBegin,
+    ) -> Result<Self, Failed> {
         let volume = check_begin(&begin)?;
+        caller.check_begin(repository, volume, &begin).await?;
         let name = begin.volume_name.as_str();
         let guard = repository.sessions.enter(volume, name)?;
         repository.catalogue.check_name(volume, name, begin.adopt).await?;

@@ -33,6 +33,11 @@ impl Place {
         let fingerprint = make_certificate(&files, &[]).unwrap();
         let certificates = Certificates::load(files.clone()).unwrap();
         let repository = Repository::open(&place).await.unwrap();
+        let (name, volumes) = ("tests".to_owned(), vec!["*".to_owned()]);
+        let scope = v1::Scope::Restore.into();
+        let request = v1::CreateTokenRequest { name, scope, volumes, expires_in_ms: 0 };
+        let (_, token) = repository.tokens.create(&repository, request).await.unwrap();
+        fs::write(dir.path().join("token"), token.text().as_str()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let served = serve_over_tls(repository, listener, Arc::clone(&certificates), std::future::pending());
@@ -44,6 +49,7 @@ impl Place {
         ServerAddress {
             url: format!("https://localhost:{}", self.port),
             fingerprint: self.fingerprint.to_string(),
+            token_file: self.dir.path().join("token").display().to_string(),
             ..ServerAddress::default()
         }
     }
