@@ -125,14 +125,14 @@ pub(super) fn node_failed(error: &NodeError) -> Failed {
 impl Session {
     pub(super) fn new(
         repository: Arc<Repository>,
-        caller: Caller,
+        by: Caller,
         requests: Streaming<v1::BackupRequest>,
     ) -> Self {
         let stopping = repository.stopping();
         let in_flight = FuturesOrdered::new();
         Self {
             repository,
-            caller,
+            caller: by,
             requests,
             stopping,
             backup: None,
@@ -308,11 +308,11 @@ impl Backup {
 
     async fn begin(
         repository: &Arc<Repository>,
-        caller: &Caller,
+        by: &Caller,
         begin: v1::BackupBegin,
     ) -> Result<Self, Failed> {
         let volume = check_begin(&begin)?;
-        caller.check_begin(repository, volume, &begin).await?;
+        by.check_begin(repository, volume, &begin).await?;
         let name = begin.volume_name.as_str();
         let guard = repository.sessions.enter(volume, name)?;
         repository.catalogue.check_name(volume, name, begin.adopt).await?;
