@@ -6,7 +6,7 @@ use thinbak_proto::{Failed, FailureKind, v1};
 use uuid::Uuid;
 
 use super::tokens::Known;
-use crate::repository::Repository;
+use crate::repository::{Repository, check_volume_name};
 
 /// Expiry is looked at by the clock of the repository at least this often.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -49,13 +49,15 @@ impl Caller {
     pub(crate) async fn check_begin(
         &self,
         repository: &Repository,
-        volume: Uuid,
         begin: &v1::BackupBegin,
     ) -> Result<(), Failed> {
         if self.is_admin() {
             return Ok(());
         }
         let name = &begin.volume_name;
+        check_volume_name(name)?;
+        // What is no uuid is refused by the session.
+        let volume = Uuid::parse_str(&begin.volume_uuid).unwrap_or_default();
         let denied = |why: &str| {
             Failed::new(
                 FailureKind::Denied,

@@ -193,7 +193,8 @@ impl Session {
     async fn asked(&mut self, request: v1::BackupRequest) -> Result<Option<Answer>, Failed> {
         match (request.message, &mut self.backup) {
             (Some(Asked::Begin(begin)), None) => {
-                let backup = Backup::begin(&self.repository, &self.caller, begin).await?;
+                self.caller.check_begin(&self.repository, &begin).await?;
+                let backup = Backup::begin(&self.repository, begin).await?;
                 let session = v1::BackupSession {
                     session_id: backup.guard.id,
                     chunk_bytes: self.repository.chunk_bytes(),
@@ -306,13 +307,8 @@ impl Backup {
         self.geometry.check_length(chunk, location.plain_len, "named as present")
     }
 
-    async fn begin(
-        repository: &Arc<Repository>,
-        by: &Caller,
-        begin: v1::BackupBegin,
-    ) -> Result<Self, Failed> {
+    async fn begin(repository: &Arc<Repository>, begin: v1::BackupBegin) -> Result<Self, Failed> {
         let volume = check_begin(&begin)?;
-        by.check_begin(repository, volume, &begin).await?;
         let name = begin.volume_name.as_str();
         let guard = repository.sessions.enter(volume, name)?;
         repository.catalogue.check_name(volume, name, begin.adopt).await?;
