@@ -1,13 +1,13 @@
-//! Ways to a service, behind one type: over TCP, over a unix socket, or straight into the service in
+//! Ways to a service, behind one type: over the network, over a unix socket, or straight into the service in
 //! this process. Generated clients cannot tell them apart.
 //!
 //! In this process there is neither socket nor HTTP/2: the request goes to the service's `tower::Service`
 //! as it is, bodies stream both ways, and each side's back-pressure is the other's polling.
 
-use std::{convert::Infallible, path::Path, sync::Arc, time::Duration};
+use std::{convert::Infallible, path::Path, sync::Arc};
 
 use hyper_util::rt::TokioIo;
-use thinbak_proto::{FRAME_LEN, Failed, FailureKind};
+use thinbak_proto::{Failed, FailureKind, remote, v1::ServerAddress};
 use tokio::net::UnixStream;
 use tonic::{
     body::Body,
@@ -56,35 +56,9 @@ pub async fn over_unix_socket(socket: &Path) -> Result<BoxedChannel, Failed> {
     Ok(BoxCloneSyncService::new(channel.map_err(ChannelError::from)))
 }
 
-/// How long a connection with calls under way may be silent before its other end is asked for a sign of life, and how
-/// long that may take.
-const SILENCE: Duration = Duration::from_secs(30);
-
-/// Connects to a server at `http://HOST:PORT`. [`FailureKind::NotFound`] when nothing answers there.
-pub async fn over_tcp(url: &str) -> Result<BoxedChannel, Failed> {
-    let unreadable = |why: &str| {
-        Failed::new(FailureKind::Usage, format!("read the server address `{url}`: {why}"))
-            .with_hint("a server is named as http://HOST:PORT")
-    };
-    let address = url.parse::<Uri>().map_err(|error| unreadable(&error.to_string()))?;
-    match address.scheme_str() {
-        Some("http") if address.host().is_some() => {}
-        // Never in the clear where somebody asked for more.
-        Some("https") => return Err(unreadable("TLS is not supported by this version")),
-        _ => return Err(unreadable("it does not begin with http://")),
-    }
-    let endpoint = Endpoint::from(address)
-        .http2_keep_alive_interval(SILENCE)
-        .keep_alive_timeout(SILENCE)
-        .connect_timeout(Duration::from_secs(10))
-        .tcp_nodelay(true)
-        .max_frame_size(FRAME_LEN)
-        .initial_stream_window_size(4 * 1024 * 1024)
-        .initial_connection_window_size(16 * 1024 * 1024);
-    let channel = endpoint
-        .connect()
-        .await
-        .map_err(|error| no_answer(&format!("connect to the server {url}"), &error))?;
+/// Connects to a server. [`FailureKind::NotFound`] when nothing answers there.
+pub async fn over_network(server: &ServerAddress) -> Result<BoxedChannel, Failed> {
+    let channel = remote::connect(server).await?;
     Ok(BoxCloneSyncService::new(channel.map_err(ChannelError::from)))
 }
 

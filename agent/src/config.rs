@@ -6,18 +6,25 @@
 //! | the agent's socket | `--socket` | `THINBAK_SOCKET` | `socket` |
 //! | backup server | `--server` | `THINBAK_SERVER` | `server` |
 //! | embedded repository | `--repo` | `THINBAK_REPOSITORY` | `repository` |
+//! | the server's certificate | `--fingerprint` | `THINBAK_FINGERPRINT` | `fingerprint` |
+//! | who vouches for it | `--ca` | `THINBAK_CA_FILE` | `ca` |
+//! | the token | `--token-file` | `THINBAK_TOKEN_FILE` | `token_file` |
+//! | this client's certificate | `--client-cert` | `THINBAK_CLIENT_CERT` | `client_certificate` |
+//! | its key | `--client-key` | `THINBAK_CLIENT_KEY` | `client_key` |
 //! | the file itself | `--config` | `THINBAK_CONFIG` | |
 //!
 //! The rest of the file, jobs and metrics, has no flags.
 //!
 //! Server and repository are one choice: whichever stands at the higher level counts; both at one level are
-//! an error. A state directory that is not the default one has its agent's socket in it.
+//! an error. What the file says of the trust in its server holds for that server only: another one, named by flag or
+//! environment, is not shown the token. A state directory that is not the default one has its agent's socket in it.
 
 mod file;
 mod guard;
 mod job;
 mod selector;
 mod size;
+mod trust;
 
 use std::{
     ffi::OsString,
@@ -37,6 +44,7 @@ pub use guard::{GuardLimits, Share};
 pub use job::{Hooks, JobConfig, Retry, Schedule};
 pub use selector::Selector;
 pub(crate) use size::parse_size;
+pub use trust::Trust;
 
 /// Read when it exists and no other is named.
 pub const DEFAULT_FILE: &str = "/etc/thinbak/agent.toml";
@@ -54,6 +62,8 @@ pub struct Level {
     pub server: Option<String>,
     /// Directory of an embedded repository.
     pub repository: Option<PathBuf>,
+    /// What the server is trusted by.
+    pub trust: Trust,
 }
 
 /// What the process was started in.
@@ -91,6 +101,15 @@ impl Settings {
             socket: variable("THINBAK_SOCKET").map(PathBuf::from),
             server: variable("THINBAK_SERVER").map(|url| text("THINBAK_SERVER", url)).transpose()?,
             repository: variable("THINBAK_REPOSITORY").map(PathBuf::from),
+            trust: Trust {
+                fingerprint: variable("THINBAK_FINGERPRINT")
+                    .map(|value| text("THINBAK_FINGERPRINT", value))
+                    .transpose()?,
+                ca: variable("THINBAK_CA_FILE").map(PathBuf::from),
+                token_file: variable("THINBAK_TOKEN_FILE").map(PathBuf::from),
+                client_certificate: variable("THINBAK_CLIENT_CERT").map(PathBuf::from),
+                client_key: variable("THINBAK_CLIENT_KEY").map(PathBuf::from),
+            },
         };
         let named = file.map(Path::to_owned).or_else(|| variable("THINBAK_CONFIG").map(PathBuf::from));
         let File { level: file, metrics, jobs, guard } = File::read(named.as_deref())?;
@@ -98,6 +117,14 @@ impl Settings {
             .into_iter()
             .find_map(|(level, name)| address(level, name, &around.directory).transpose())
             .transpose()?;
+        let repository = match repository {
+            Some(Address::Url(url)) => {
+                let typed = flags.trust.over(environment.trust);
+                let trust = if file.server.as_ref() == Some(&url) { typed.over(file.trust) } else { typed };
+                Some(trust.of(&url, &around.directory)?)
+            }
+            other => other,
+        };
         let given_state = flags.state_dir.or(environment.state_dir).or(file.state_dir);
         let given_socket = flags.socket.or(environment.socket).or(file.socket);
         let own_state = given_state.is_some();

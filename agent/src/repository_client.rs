@@ -12,8 +12,8 @@ use std::{
 use thinbak_proto::{
     Failed, FailureKind, MAX_MESSAGE_LEN,
     v1::{
-        InfoRequest, RepositoryAddress, content_client::ContentClient, ingest_client::IngestClient,
-        repository_address::Address, repository_client::RepositoryClient,
+        InfoRequest, RepositoryAddress, ServerAddress, content_client::ContentClient,
+        ingest_client::IngestClient, repository_address::Address, repository_client::RepositoryClient,
     },
 };
 use thinbak_server::Repository;
@@ -78,16 +78,21 @@ pub async fn connect(address: &RepositoryAddress) -> Result<RepositoryConnection
         None => Err(Failed::new(FailureKind::Usage, "no repository is named")
             .with_hint("name one with --repo DIR or --server URL")),
         Some(Address::Url(url)) => {
-            let channel = channel::over_tcp(url).await.map_err(|failed| match failed.hint {
-                Some(_) => failed,
-                None => failed.with_hint("is thinbak-server running there?"),
-            })?;
-            let connection = RepositoryConnection { channel, embedded: None };
-            introduce(url, &connection).await?;
-            Ok(connection)
+            connect_to(&ServerAddress { url: url.clone(), ..Default::default() }).await
         }
+        Some(Address::Server(server)) => connect_to(server).await,
         Some(Address::Directory(directory)) => open(Path::new(directory)).await,
     }
+}
+
+async fn connect_to(server: &ServerAddress) -> Result<RepositoryConnection, Failed> {
+    let channel = channel::over_network(server).await.map_err(|failed| match failed.hint {
+        Some(_) => failed,
+        None => failed.with_hint("is thinbak-server running there?"),
+    })?;
+    let connection = RepositoryConnection { channel, embedded: None };
+    introduce(&server.url, &connection).await?;
+    Ok(connection)
 }
 
 /// How long a server may take for its first answer.
@@ -103,7 +108,13 @@ async fn introduce(url: &str, connection: &RepositoryConnection) -> Result<(), F
         Err(_) => format!("no answer in {} s", FIRST_ANSWER.as_secs()),
     };
     let message = format!("connect to the server {url}: what is there does not answer as one: {why}");
-    Err(Failed::new(FailureKind::NotFound, message).with_hint("is thinbak-server running there?"))
+    let hint = match url.strip_prefix("http://") {
+        Some(place) => {
+            format!("is thinbak-server running there? One that serves TLS is named as https://{place}")
+        }
+        None => "is thinbak-server running there?".to_owned(),
+    };
+    Err(Failed::new(FailureKind::NotFound, message).with_hint(hint))
 }
 
 async fn open(directory: &Path) -> Result<RepositoryConnection, Failed> {

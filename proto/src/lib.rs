@@ -1,6 +1,6 @@
 //! The gRPC services of thinbak and what both of their sides must agree on:
 //! chunk and map-node ids, the encoding of map nodes, how a failure travels, how lengths of time, moments, schedules and
-//! patterns of names are written, and what `--json` says of the events of jobs.
+//! patterns of names are written, how a server is reached and trusted, and what `--json` says of the events of jobs.
 
 mod buffers;
 mod codec;
@@ -11,6 +11,8 @@ pub mod json;
 mod map_node;
 mod moment;
 mod pattern;
+mod redacted;
+pub mod remote;
 mod schedule;
 
 pub use buffers::{Buffer, BufferPool, TRANSFER_ALIGNMENT};

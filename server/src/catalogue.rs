@@ -16,6 +16,7 @@ mod schedules;
 mod swap;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod writing;
 
 use std::{

@@ -1,11 +1,14 @@
 //! What a person types, reads and gets as exit code. Data goes to stdout, all else to stderr.
 
+mod access;
 mod arguments;
 mod catalogue;
+mod certificate;
 mod collect;
 mod output;
 mod place;
 mod prune;
+mod running;
 
 use std::{
     ffi::OsStr,
@@ -19,11 +22,7 @@ use std::{
 
 use clap::Parser as _;
 use thinbak_proto::{Failed, FailureKind, v1};
-use thinbak_server::{InitOptions, Repository, config::Config, routes, schedule, serve, serve_metrics};
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-};
+use thinbak_server::{InitOptions, Repository, config::Config, routes};
 use tonic::{Request, service::Routes};
 use tracing_subscriber::EnvFilter;
 use v1::{repository_client::RepositoryClient, verify_event::Event};
@@ -80,15 +79,33 @@ fn start_log(arguments: &Arguments) {
 
 async fn run(command: Command, config: Config, output: &Output) -> Result<u8, Failed> {
     match command {
-        Command::Init { repo, chunk_size, json: _ } => {
+        Command::Init { repo, chunk_size, tls, tls_names, json: _ } => {
             let uuid = Repository::init(&repo, InitOptions { chunk_bytes: chunk_size }).await?;
-            output.initialised(&repo, uuid, chunk_size);
+            let fingerprint = certificate::of_new(tls, &tls_names, &repo)?;
+            output.initialised(&repo, uuid, chunk_size, &fingerprint);
             Ok(0)
         }
-        Command::Run { repo, listen, metrics } => {
+        Command::Run { repo, listen, metrics, tls, certificate } => {
+            let dir = place(repo, &config)?;
             let listen = listen.or(config.listen).unwrap_or(DEFAULT_LISTEN);
+            let (files, asked) = certificate::files(certificate, &config, &dir)?;
+            let files = (tls || asked || !listen.ip().is_loopback()).then_some(files);
             let metrics = metrics.or(config.metrics);
-            serve_repository(&place(repo, &config)?, listen, metrics, config, output).await
+            running::serve_repository(
+                &dir,
+                running::Listen { address: listen, metrics, tls: files },
+                config,
+                output,
+            )
+            .await
+        }
+        Command::Fingerprint { repo, tls, make, tls_names, json: _ } => {
+            let repository = match &tls.tls_cert {
+                Some(_) => PathBuf::new(),
+                None => place(repo, &config)?,
+            };
+            let (files, _) = certificate::files(tls, &config, &repository)?;
+            certificate::fingerprint(&files, make, &tls_names, output)
         }
         Command::Prune { repo, dry_run, json: _ } => {
             prune::run(&place(repo, &config)?, config, dry_run, output).await
@@ -117,6 +134,8 @@ async fn run(command: Command, config: Config, output: &Output) -> Result<u8, Fa
         Command::RestoreCatalogue { repo, copy, json: _ } => {
             catalogue::restore(&place(repo, &config)?, &copy, output).await
         }
+        Command::Token(command) => access::token(command, &config, output).await,
+        Command::Audit { at, since, json: _ } => access::audit(at, since, &config, output).await,
         Command::Collect(command) => collect::run(&command, config, output).await,
     }
 }
@@ -151,70 +170,6 @@ where
     let outcome = call(RepositoryClient::new(routes(Arc::clone(&repository)))).await;
     repository.close().await;
     outcome
-}
-
-async fn serve_repository(
-    dir: &Path,
-    listen: SocketAddr,
-    metrics: Option<SocketAddr>,
-    mut config: Config,
-    output: &Output,
-) -> Result<u8, Failed> {
-    if !listen.ip().is_loopback() {
-        return Err(thinbak_server::ServeError::NotLoopback(listen).into());
-    }
-    // Both before anything is opened: a signal from here on ends in an orderly stop.
-    let handler = |kind| {
-        signal(kind)
-            .map_err(|error| Failed::new(FailureKind::Failed, format!("cannot handle signals: {error}")))
-    };
-    let (mut terminate, mut interrupt) =
-        (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
-    let repository = open(dir, &mut config, false).await?;
-    let jobs = schedule::Jobs::of(&repository);
-    jobs.check(&config.schedule)?;
-    let listener = bind(listen).await?;
-    output.listening(local_address(&listener)?);
-    let shutdown = async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        tracing::info!("stopping");
-    };
-    let scraped = match metrics {
-        Some(address) => {
-            let listener = bind(address).await?;
-            output.serving_metrics(local_address(&listener)?);
-            let served = serve_metrics(Arc::clone(&repository), listener, std::future::pending());
-            Some(tokio::spawn(served))
-        }
-        None => None,
-    };
-    let served = tokio::select! {
-        served = serve(Arc::clone(&repository), listener, shutdown) => served,
-        () = schedule::keep(Arc::clone(&repository), config.schedule, jobs) => Ok(()),
-    };
-    if let Some(scraped) = scraped {
-        scraped.abort();
-        // Cancelled, which was wanted, or ended by an error before.
-        let _ = scraped.await;
-    }
-    repository.close().await;
-    served?;
-    Ok(0)
-}
-
-async fn bind(address: SocketAddr) -> Result<TcpListener, Failed> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| Failed::new(FailureKind::Failed, format!("cannot listen on {address}: {error}")))
-}
-
-fn local_address(listener: &TcpListener) -> Result<SocketAddr, Failed> {
-    listener.local_addr().map_err(|error| {
-        Failed::new(FailureKind::Failed, format!("cannot tell what is listened on: {error}"))
-    })
 }
 
 /// Rounded up to a millisecond: 0 would mean that nothing was asked.
@@ -282,7 +237,10 @@ mod tests {
         let line = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
         let arguments = Arguments::try_parse_from(line.split_whitespace()).unwrap();
         // What is said here would win over the file.
-        assert!(matches!(arguments.command, Command::Run { repo: None, listen: None, metrics: None }));
+        assert!(matches!(
+            arguments.command,
+            Command::Run { repo: None, listen: None, metrics: None, tls: false, .. }
+        ));
         let config = Config::read(Some(&deploy.join("server.toml"))).unwrap();
         let state = unit.lines().find_map(|line| line.strip_prefix("StateDirectory=")).unwrap();
         assert!(config.repo.unwrap().starts_with(Path::new("/var/lib").join(state)));

@@ -70,6 +70,8 @@ pub struct Config {
     pub listen: Option<SocketAddr>,
     /// Address for metrics and health over HTTP.
     pub metrics: Option<SocketAddr>,
+    /// Which certificate; present: TLS is served on the loopback, too.
+    pub tls: Option<TlsSection>,
     /// How long deletions can be undone.
     #[serde(default, deserialize_with = "duration")]
     pub grace: Option<Duration>,
@@ -79,6 +81,18 @@ pub struct Config {
     /// What is done when.
     #[serde(default)]
     pub schedule: Timetable,
+}
+
+/// Where the server's certificate is, if not in the repository.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsSection {
+    /// The certificate, PEM.
+    pub certificate: Option<PathBuf>,
+    /// Its private key, PEM.
+    pub key: Option<PathBuf>,
+    /// Certificates of those who vouch for clients, PEM: one without is turned away.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// When the server does what by itself; what is not named is left to commands.

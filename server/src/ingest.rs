@@ -25,7 +25,7 @@ use futures::{Stream, stream};
 use thinbak_proto::v1;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::repository::Repository;
+use crate::{access::Caller, repository::Repository};
 pub(crate) use batch::Geometry;
 use session::Session;
 pub(crate) use session::tree_of;
@@ -40,7 +40,9 @@ impl v1::ingest_server::Ingest for IngestService {
         &self,
         request: Request<Streaming<v1::BackupRequest>>,
     ) -> Result<Response<Self::BackupStream>, Status> {
-        let session = Session::new(Arc::clone(&self.0), request.into_inner());
+        // Without a guard before it there is nobody to be kept out.
+        let caller = request.extensions().get::<Caller>().cloned().unwrap_or(Caller::Trusted);
+        let session = Session::new(Arc::clone(&self.0), caller, request.into_inner());
         let responses = stream::unfold(Some(session), async |session| {
             let mut session = session?;
             match session.next().await {

@@ -1,6 +1,7 @@
 //! The thinbak backup server: content-addressed chunks, generations, catalogue, and the gRPC services over
 //! them. The same library is the embedded repository of a client.
 
+mod access;
 mod catalogue;
 mod collect;
 pub mod config;
@@ -25,6 +26,7 @@ mod retention;
 pub mod schedule;
 mod service;
 pub mod store;
+mod tls;
 mod verify;
 mod write_failure;
 
@@ -45,4 +47,5 @@ pub use rebuild::{
 };
 pub use repository::{CatalogueBackup, InitOptions, Repository, RepositoryError};
 pub use retention::{KeepsNothing, Policy, RetentionRule};
-pub use service::{ServeError, routes, serve};
+pub use service::{ServeError, routes, serve, serve_over_tls};
+pub use tls::{Certificates, Peer, TlsError, TlsFiles, make_certificate};

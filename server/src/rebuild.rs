@@ -60,6 +60,11 @@ pub const ONLY_IN_THE_CATALOGUE: &[OnlyInTheCatalogue] = &[
     only("schedules", "when the server last did what it does by itself"),
     only("quarantine", "which records are damaged: the next verification finds them again"),
     only("pack_verifications", "when packs were last verified"),
+    only(
+        "tokens",
+        "who may do what: make new tokens before the server is reached again; on the loopback in the clear none is asked for until then",
+    ),
+    only("audit", "who did what"),
 ];
 
 const fn only(place: &'static str, what: &'static str) -> OnlyInTheCatalogue {

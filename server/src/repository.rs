@@ -7,6 +7,7 @@
 //! | `catalogue.sqlite` | what is visible (and its `-wal`, `-shm`) |
 //! | `catalogue-backups/` | copies of it |
 //! | `packs/`, `index/` | the store |
+//! | `tls/` | the server's certificate and its key, unless others are named |
 
 mod catalogue_backups;
 mod config;
@@ -41,9 +42,10 @@ pub(crate) use pins::{Pin, Pins};
 pub(crate) use sessions::SessionGuard;
 use sessions::Sessions;
 use sound::SoundTrees;
-pub(crate) use volumes::{check_volume_name, selector_of};
+pub(crate) use volumes::{check_volume_name, selector_of, unknown_volume};
 
 use crate::{
+    access::Tokens,
     catalogue::{CATALOGUE_NAME, Catalogue, finish_swap},
     content::Unpackers,
     environment::{ChangeGate, Environment},
@@ -88,6 +90,8 @@ pub struct Repository {
     retention: parking_lot::RwLock<Arc<[RetentionRule]>>,
     /// Held while damage is written into the catalogue, so that it comes there in order.
     quarantine_writer: tokio::sync::Mutex<()>,
+    /// Who may do what.
+    pub(crate) tokens: Tokens,
     stopping: watch::Sender<bool>,
     /// The last field: given back after the store has let go of its files.
     _lock: File,
@@ -133,6 +137,7 @@ impl Repository {
         let catalogue = catalogue.map_err(RepositoryError::no_catalogue(dir))?;
         catalogue.bind_to(file.uuid).await.map_err(RepositoryError::no_catalogue(dir))?;
         let (store_dir, uuid, outside) = (dir.to_path_buf(), file.uuid, environment.clone());
+        let tokens = Tokens::load(&catalogue).await?;
         let known = catalogue.quarantined().await?;
         let places: Vec<Quarantined> = known.iter().map(|entry| entry.place).collect();
         let store = tokio::task::spawn_blocking(move || Store::open_in(&store_dir, uuid, &outside, &places));
@@ -163,6 +168,7 @@ impl Repository {
             copying: tokio::sync::Mutex::default(),
             metrics: Metrics::default(),
             retention: parking_lot::RwLock::new(Arc::new([])),
+            tokens,
             stopping: watch::Sender::new(false),
             quarantine_writer: tokio::sync::Mutex::default(),
             _lock: lock,

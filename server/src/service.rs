@@ -8,22 +8,23 @@ use std::{convert::Infallible, future::Future, net::SocketAddr, sync::Arc, time:
 
 use thinbak_proto::{
     DESCRIPTOR_SET, FRAME_LEN, Failed, FailureKind, MAX_MESSAGE_LEN,
-    v1::{content_server::ContentServer, ingest_server::IngestServer, repository_server::RepositoryServer},
+    v1::{
+        access_server::AccessServer, content_server::ContentServer, ingest_server::IngestServer,
+        repository_server::RepositoryServer,
+    },
 };
 use tokio::net::TcpListener;
-use tonic::{
-    server::NamedService as _,
-    service::Routes,
-    transport::{Server, server::TcpIncoming},
-};
+use tonic::{server::NamedService as _, service::Routes, transport::Server};
 
 use crate::{
+    access::{AccessService, Door, Gate, Guarded},
     content::ContentService,
     health::{Health, State},
     ingest::IngestService,
     repository::Repository,
+    tls::{Certificates, incoming},
 };
-use generations::GenerationService;
+pub(crate) use generations::{GenerationService, PAGE, generation_token};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 /// A client that does not answer a ping for this long is gone; its backup ends and its volume is free again.
@@ -38,8 +39,8 @@ const STREAMS: u32 = 64;
 /// Why a server cannot serve.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// There is no access control yet: whoever reaches the port may read and delete.
-    #[error("refused to listen on {0}: it can be reached from other machines")]
+    /// In the clear everybody on the way could read, and change what is said.
+    #[error("refused to listen on {0} without TLS: it can be reached from other machines")]
     NotLoopback(SocketAddr),
     /// The address of the listener.
     #[error("cannot tell the address that is listened on: {0}")]
@@ -56,33 +57,61 @@ impl From<ServeError> for Failed {
     fn from(error: ServeError) -> Self {
         match error {
             ServeError::NotLoopback(_) => Failed::new(FailureKind::Refused, error.to_string())
-                .with_hint("listen on 127.0.0.1 or ::1, and let clients come through an SSH tunnel"),
+                .with_hint("serve over TLS, or listen on 127.0.0.1 or ::1"),
             error => Failed::new(FailureKind::Failed, error.to_string()),
         }
     }
 }
 
-/// The services Repository, Ingest and Content, to be called in this process or served.
+/// The services Repository, Ingest, Content and Access, to be called in this process, by one who may do everything.
 pub fn routes(repository: Arc<Repository>) -> Routes {
-    let generations = RepositoryServer::new(GenerationService(Arc::clone(&repository)));
-    let ingest = IngestServer::new(IngestService(Arc::clone(&repository)));
-    let content = ContentServer::new(ContentService(repository));
-    Routes::new(generations.max_decoding_message_size(MAX_MESSAGE_LEN))
-        .add_service(ingest.max_decoding_message_size(MAX_MESSAGE_LEN))
-        .add_service(content.max_decoding_message_size(MAX_MESSAGE_LEN))
+    routes_through(repository, Door::Process)
 }
 
-/// Serves a repository, with health and reflection, until `shutdown` resolves. Only loopback addresses are
-/// served. The repository stays open.
+/// The same for those who come by `door`.
+fn routes_through(repository: Arc<Repository>, door: Door) -> Routes {
+    let gate = Gate::new(Arc::clone(&repository), door);
+    let generations = Guarded::new(GenerationService(Arc::clone(&repository)), gate.clone());
+    let ingest = Guarded::new(IngestService(Arc::clone(&repository)), gate.clone());
+    let content = Guarded::new(ContentService(Arc::clone(&repository)), gate.clone());
+    let access = Guarded::new(AccessService(repository), gate);
+    Routes::new(RepositoryServer::new(generations).max_decoding_message_size(MAX_MESSAGE_LEN))
+        .add_service(IngestServer::new(ingest).max_decoding_message_size(MAX_MESSAGE_LEN))
+        .add_service(ContentServer::new(content).max_decoding_message_size(MAX_MESSAGE_LEN))
+        .add_service(AccessServer::new(access).max_decoding_message_size(MAX_MESSAGE_LEN))
+}
+
+/// Serves a repository in the clear, with health and reflection, until `shutdown` resolves. Only loopback addresses
+/// are served. The repository stays open.
 pub async fn serve(
     repository: Arc<Repository>,
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
+    serve_with(repository, listener, None, shutdown).await
+}
+
+/// The same over TLS.
+pub async fn serve_over_tls(
+    repository: Arc<Repository>,
+    listener: TcpListener,
+    certificates: Arc<Certificates>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), ServeError> {
+    serve_with(repository, listener, Some(certificates), shutdown).await
+}
+
+async fn serve_with(
+    repository: Arc<Repository>,
+    listener: TcpListener,
+    certificates: Option<Arc<Certificates>>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), ServeError> {
     let address = listener.local_addr().map_err(ServeError::Address)?;
-    if !address.ip().is_loopback() {
+    if certificates.is_none() && !address.ip().is_loopback() {
         return Err(ServeError::NotLoopback(address));
     }
+    let door = if certificates.is_some() { Door::Network } else { Door::Loopback };
     // Both versions of the protocol: many clients still ask for the older one only.
     let described = || {
         tonic_reflection::server::Builder::configure()
@@ -103,11 +132,11 @@ pub async fn serve(
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .max_concurrent_streams(STREAMS)
         .max_frame_size(FRAME_LEN)
-        .add_routes(routes(repository))
+        .add_routes(routes_through(repository, door))
         .add_service(health)
         .add_service(reflection)
         .add_service(older_reflection)
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async move {
+        .serve_with_incoming_shutdown(incoming(listener, certificates), async move {
             shutdown.await;
             stop.stop();
         });

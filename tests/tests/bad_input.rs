@@ -128,10 +128,11 @@ fn a_pool_is_opened_once() -> Result<()> {
 }
 
 #[test]
-fn a_server_listens_on_the_loopback_only() -> Result<()> {
+fn a_server_without_a_certificate_listens_on_the_loopback_only() -> Result<()> {
     let world = World::bare(Way::Embedded)?;
     let repo = world.repo().display().to_string();
-    refused(world.server.run(&["run", "--repo", &repo, "--listen", "0.0.0.0:0"])?, 5)
+    fs::remove_dir_all(world.repo().join("tls"))?;
+    refused(world.server.run(&["run", "--repo", &repo, "--listen", "0.0.0.0:0"])?, 2)
 }
 
 /// Changes one bit of a file.

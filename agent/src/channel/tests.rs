@@ -81,14 +81,25 @@ async fn nobody_at_the_socket_is_not_found_and_says_why() {
 #[tokio::test]
 async fn nobody_at_the_port_is_not_found_and_says_why() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let error = over_tcp(&format!("http://{free}")).await.err().unwrap();
+    let error = over_network(&ServerAddress { url: format!("http://{free}"), ..Default::default() })
+        .await
+        .err()
+        .unwrap();
     assert_eq!(error.exit_code(), 10);
     assert!(error.message.contains("refused"), "{error}");
 }
 
 #[tokio::test]
 async fn a_server_address_that_is_none_is_a_usage_error() {
-    for url in ["not a url", "", "garbage", "127.0.0.1:7440", "unix:/run/x", "https://127.0.0.1:7440"] {
-        assert_eq!(over_tcp(url).await.err().unwrap().exit_code(), 2, "{url}");
+    for url in ["not a url", "", "garbage", "127.0.0.1:7440", "unix:/run/x", "ftp://127.0.0.1:7440"] {
+        assert_eq!(
+            over_network(&ServerAddress { url: url.to_owned(), ..Default::default() })
+                .await
+                .err()
+                .unwrap()
+                .exit_code(),
+            2,
+            "{url}"
+        );
     }
 }

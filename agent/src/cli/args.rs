@@ -2,6 +2,7 @@
 
 mod daemon;
 mod pool;
+mod trust;
 
 use std::path::PathBuf;
 
@@ -9,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub(super) use self::daemon::{Agent, Job};
 pub(super) use self::pool::{Discards, Permission, Pool, PoolCreate, PoolFeatures, YesNo};
+use self::trust::TrustArgs;
 use super::collect::Collect;
 use super::grammar::{self, GenerationArg, GenerationsArg, MetadataArg, VolumeArg, VolumeOrGeneration};
 use crate::config::Level;
@@ -42,6 +44,8 @@ pub(super) struct Global {
     /// Embedded repository, opened in this process [env: THINBAK_REPOSITORY]
     #[arg(long, global = true, value_name = "DIR")]
     repo: Option<PathBuf>,
+    #[command(flatten)]
+    trust: TrustArgs,
     /// Where the agent keeps what it knows [env: THINBAK_STATE_DIR]
     #[arg(long, global = true, value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -69,6 +73,7 @@ impl Global {
             socket: self.socket.clone(),
             server: self.server.clone(),
             repository: self.repo.clone(),
+            trust: self.trust.clone().into(),
         }
     }
 }

@@ -13,7 +13,7 @@ use thinbak_proto::{Failed, FailureKind};
 use toml::Spanned;
 
 use super::{
-    DEFAULT_FILE, GuardLimits, JobConfig, Level, Selector,
+    DEFAULT_FILE, GuardLimits, JobConfig, Level, Selector, Trust,
     job::{JobEntry, selectors},
 };
 
@@ -56,6 +56,11 @@ struct Entries {
     socket: Option<PathBuf>,
     server: Option<String>,
     repository: Option<PathBuf>,
+    fingerprint: Option<String>,
+    ca: Option<PathBuf>,
+    token_file: Option<PathBuf>,
+    client_certificate: Option<PathBuf>,
+    client_key: Option<PathBuf>,
     metrics: Option<Spanned<SocketAddr>>,
     #[serde(default)]
     metrics_public: bool,
@@ -98,6 +103,13 @@ impl File {
             Invalid::at(text, &error.span().unwrap_or_default(), reason)
         })?;
         let Entries { state_dir, socket, server, repository, .. } = entries;
+        let trust = Trust {
+            fingerprint: entries.fingerprint,
+            ca: entries.ca,
+            token_file: entries.token_file,
+            client_certificate: entries.client_certificate,
+            client_key: entries.client_key,
+        };
         let metrics = match entries.metrics {
             Some(address) if !address.get_ref().ip().is_loopback() && !entries.metrics_public => {
                 let reason = "`metrics` is no address of the loopback: whoever reaches it reads the names and sizes \
@@ -124,7 +136,7 @@ impl File {
         }
         let jobs = JobsConfig { jobs, max_running, not_backed_up: entries.not_backed_up };
         Ok(Self {
-            level: Level { state_dir, socket, server, repository },
+            level: Level { state_dir, socket, server, repository, trust },
             metrics,
             jobs,
             guard: entries.guard,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use thinbak_engine::embedded::check_volume_name;
 use thinbak_proto::{When, parse_duration, v1::RetentionPolicy, v1::repository_address::Address};
 
-use super::{Selector, parse_size};
+use super::{Selector, Trust, parse_size};
 
 /// A job begins this often at most.
 const LEAST_BETWEEN: Duration = Duration::from_secs(1);
@@ -104,6 +104,7 @@ pub(super) struct JobEntry {
     #[serde(default)]
     group: bool,
     server: Option<String>,
+    trust: Option<Trust>,
     repository: Option<String>,
     host: Option<String>,
     #[serde(default)]
@@ -162,7 +163,16 @@ impl JobEntry {
         }
         let repository = match (&self.server, &self.repository) {
             (Some(_), Some(_)) => return Err(named("both `server` and `repository` are given".to_owned())),
-            (Some(url), None) => Some(Address::Url(url.clone())),
+            (Some(url), None) => {
+                let trust = self.trust.clone().unwrap_or_default();
+                if let Some(path) = trust.paths().find(|path| path.is_relative()) {
+                    return Err(named(format!("`trust` must have absolute paths, not {}", path.display())));
+                }
+                Some(trust.of(url, Path::new("/")).map_err(|failed| named(failed.message))?)
+            }
+            (None, _) if self.trust.is_some() => {
+                return Err(named("`trust` means nothing without `server`".to_owned()));
+            }
             (None, Some(dir)) if Path::new(dir).is_absolute() => Some(Address::Directory(dir.clone())),
             (None, Some(dir)) => {
                 return Err(named(format!("`repository` must be an absolute path, not {dir}")));

@@ -109,3 +109,22 @@ fn a_socket_path_that_the_kernel_would_cut_is_refused() {
     let flags = Level { socket: Some(format!("/{}", "x".repeat(107)).into()), ..Level::default() };
     assert_eq!(resolve(flags, Some(file.path()), &[], true).unwrap_err().exit_code(), 2);
 }
+
+#[test]
+fn the_token_of_the_file_goes_to_the_server_of_the_file_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("agent.toml");
+    std::fs::write(&path, "server = \"https://f:1\"\ntoken_file = \"/token\"\nfingerprint = \"sha256:1\"\n")
+        .unwrap();
+    let settings = |server: Option<&str>| {
+        let variable = |name: &str| (name == "HOME").then(|| "/home/u".into());
+        let around = Surroundings { variable: &variable, root: false, directory: "/here".into() };
+        let flags = Level { server: server.map(str::to_owned), ..Level::default() };
+        repository(&Settings::resolve(flags, Some(&path), &around).unwrap())
+    };
+    for same in [None, Some("https://f:1")] {
+        let Address::Server(server) = settings(same) else { panic!("{same:?}") };
+        assert_eq!((server.token_file.as_str(), server.fingerprint.as_str()), ("/token", "sha256:1"));
+    }
+    assert_eq!(settings(Some("https://evil:1")), Address::Url("https://evil:1".to_owned()));
+}

@@ -51,6 +51,11 @@ pub(super) enum Command {
         /// Bytes of a chunk: a power of two from 4K to 1M, fixed for ever
         #[arg(long, default_value = "64K", value_parser = parse_size, value_name = "SIZE")]
         chunk_size: u32,
+        #[command(flatten)]
+        tls: TlsArguments,
+        /// A name or address that the certificate is for, beside those of this host
+        #[arg(long = "tls-name", value_name = "NAME", conflicts_with_all = ["tls_cert", "tls_key"])]
+        tls_names: Vec<String>,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -60,12 +65,34 @@ pub(super) enum Command {
         /// Directory of the repository
         #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
         repo: Option<PathBuf>,
-        /// Address of the loopback to listen on; port 0 takes a free one [default: 127.0.0.1:7440]
+        /// Address to listen on, off the loopback over TLS only; port 0 takes a free one [default: 127.0.0.1:7440]
         #[arg(long, env = "THINBAK_LISTEN", value_name = "ADDR")]
         listen: Option<SocketAddr>,
         /// Address for `/metrics` (Prometheus) and `/health` over HTTP; they tell names and sizes of volumes
         #[arg(long, env = "THINBAK_METRICS", value_name = "ADDR")]
         metrics: Option<SocketAddr>,
+        /// Serve over TLS on the loopback, too
+        #[arg(long)]
+        tls: bool,
+        #[command(flatten)]
+        certificate: TlsArguments,
+    },
+    /// Print the fingerprint of the server's certificate, for clients to pin
+    Fingerprint {
+        /// Directory of the repository
+        #[arg(long, env = "THINBAK_REPOSITORY", value_name = "DIR")]
+        repo: Option<PathBuf>,
+        #[command(flatten)]
+        tls: TlsArguments,
+        /// Make a key and a certificate first, where there are none
+        #[arg(long)]
+        make: bool,
+        /// A name or address that the certificate is for, beside those of this host
+        #[arg(long = "tls-name", value_name = "NAME", requires = "make")]
+        tls_names: Vec<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Show what a repository holds
     Stats {
@@ -151,6 +178,88 @@ pub(super) enum Command {
     },
     /// Free what no generation needs any more
     Collect(Collect),
+    /// Who may do what
+    #[command(subcommand)]
+    Token(Token),
+    /// Who did what, oldest first
+    Audit {
+        #[command(flatten)]
+        at: At,
+        /// Only of so long ago, like 7d or 12h
+        #[arg(long, value_parser = parse_age, value_name = "AGE")]
+        since: Option<Duration>,
+        /// Print a JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What may be done with tokens.
+#[derive(Debug, Subcommand)]
+pub(super) enum Token {
+    /// Make a token and print it, for the only time
+    Create {
+        #[command(flatten)]
+        at: At,
+        /// What it is called in lists and in the audit log
+        #[arg(long)]
+        name: String,
+        /// What it is for
+        #[arg(long, value_enum)]
+        scope: ScopeName,
+        /// Patterns of HOST/POOL/VOLUME: * is any text, also over /, and ? any one character
+        #[arg(long, num_args = 1.., required = true, value_name = "PATTERN")]
+        volumes: Vec<String>,
+        /// How long it is good for, like 90d [default: until it is revoked]
+        #[arg(long, value_parser = parse_age, value_name = "TIME")]
+        expires: Option<Duration>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show all that were made, but not the tokens themselves
+    List {
+        #[command(flatten)]
+        at: At,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Revoke a token for ever; what runs with it at a server that is named ends at once
+    Revoke {
+        #[command(flatten)]
+        at: At,
+        /// Its name or its id
+        #[arg(value_name = "NAME|ID")]
+        token: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What a token is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum ScopeName {
+    /// Adds generations to its volumes, and reads what that needs
+    Backup,
+    /// Reads its volumes
+    Restore,
+    /// Reads its volumes and adds to them
+    Replicate,
+    /// Everything, of all volumes
+    Admin,
+}
+
+impl From<ScopeName> for thinbak_proto::v1::Scope {
+    fn from(name: ScopeName) -> Self {
+        match name {
+            ScopeName::Backup => Self::Backup,
+            ScopeName::Restore => Self::Restore,
+            ScopeName::Replicate => Self::Replicate,
+            ScopeName::Admin => Self::Admin,
+        }
+    }
 }
 
 /// What a collection may do.
@@ -181,6 +290,20 @@ pub(super) struct Collect {
     pub(super) json: bool,
 }
 
+/// Which certificate.
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
+pub(super) struct TlsArguments {
+    /// The server's certificate (PEM) [default: tls/certificate.pem in the repository]
+    #[arg(long, env = "THINBAK_TLS_CERT", value_name = "FILE")]
+    pub(super) tls_cert: Option<PathBuf>,
+    /// Its private key (PEM) [default: tls/key.pem in the repository]
+    #[arg(long, env = "THINBAK_TLS_KEY", value_name = "FILE")]
+    pub(super) tls_key: Option<PathBuf>,
+    /// Certificates (PEM) of those who vouch for clients: one without is turned away
+    #[arg(long, env = "THINBAK_CLIENT_CA", value_name = "FILE")]
+    pub(super) client_ca: Option<PathBuf>,
+}
+
 /// A repository that a server has open, or that this command opens.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct At {
@@ -190,6 +313,21 @@ pub(super) struct At {
     /// URL of the server that has it open; goes before --repo
     #[arg(long, env = "THINBAK_SERVER", value_name = "URL")]
     pub(super) server: Option<String>,
+    /// The one certificate that the server must have
+    #[arg(long, env = "THINBAK_FINGERPRINT", value_name = "sha256:HEX", conflicts_with = "ca")]
+    pub(super) fingerprint: Option<String>,
+    /// Certificates (PEM) of those who may vouch for the server's
+    #[arg(long, env = "THINBAK_CA_FILE", value_name = "FILE")]
+    pub(super) ca: Option<PathBuf>,
+    /// File with the token for the server
+    #[arg(long, env = "THINBAK_TOKEN_FILE", value_name = "FILE")]
+    pub(super) token_file: Option<PathBuf>,
+    /// Certificate (PEM) of this client, where the server asks for one
+    #[arg(long, env = "THINBAK_CLIENT_CERT", value_name = "FILE")]
+    pub(super) client_cert: Option<PathBuf>,
+    /// Its private key (PEM)
+    #[arg(long, env = "THINBAK_CLIENT_KEY", value_name = "FILE")]
+    pub(super) client_key: Option<PathBuf>,
 }
 
 impl Command {
@@ -197,12 +335,17 @@ impl Command {
     pub(super) fn json(&self) -> bool {
         match self {
             Self::Init { json, .. }
+            | Self::Fingerprint { json, .. }
             | Self::Stats { json, .. }
             | Self::Prune { json, .. }
             | Self::RebuildCatalogue { json, .. }
             | Self::BackupCatalogue { json, .. }
             | Self::RestoreCatalogue { json, .. }
             | Self::Verify { json, .. } => *json,
+            Self::Token(
+                Token::Create { json, .. } | Token::List { json, .. } | Token::Revoke { json, .. },
+            )
+            | Self::Audit { json, .. } => *json,
             Self::Collect(collect) => collect.json,
             Self::Run { .. } => false,
         }

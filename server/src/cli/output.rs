@@ -9,7 +9,7 @@ use std::{
 
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
-use thinbak_proto::{Failed, format_local, json, v1};
+use thinbak_proto::{Failed, format_local, json, remote::Fingerprint, v1};
 
 pub(super) struct Output {
     pub(super) json: bool,
@@ -37,16 +37,34 @@ impl Output {
         }
     }
 
-    pub(super) fn initialised(&self, dir: &Path, uuid: uuid::Uuid, chunk_bytes: u32) {
+    pub(super) fn initialised(&self, dir: &Path, uuid: uuid::Uuid, chunk_bytes: u32, tls: &Fingerprint) {
         if self.json {
-            self.data(json!({"repository": dir, "uuid": uuid, "chunk_bytes": chunk_bytes}));
+            let fingerprint = tls.to_string();
+            self.data(json!({
+                "repository": dir, "uuid": uuid, "chunk_bytes": chunk_bytes, "fingerprint": fingerprint,
+            }));
         } else {
             self.say(format_args!("made repository {uuid} in {}", dir.display()));
+            self.say(format_args!("its certificate is {tls}"));
         }
     }
 
-    pub(super) fn listening(&self, address: SocketAddr) {
-        self.say(format_args!("listening on {address}"));
+    pub(super) fn fingerprint(&self, fingerprint: &Fingerprint) {
+        if self.json {
+            self.data(json!({"fingerprint": fingerprint.to_string()}));
+        } else {
+            self.data(fingerprint);
+        }
+    }
+
+    /// `tls`: what clients pin, if it is TLS that is served.
+    pub(super) fn listening(&self, address: SocketAddr, tls: Option<&Fingerprint>) {
+        match tls {
+            Some(fingerprint) => {
+                self.say(format_args!("listening on {address} with certificate {fingerprint}"))
+            }
+            None => self.say(format_args!("listening on {address}")),
+        }
     }
 
     pub(super) fn serving_metrics(&self, address: SocketAddr) {

@@ -2,15 +2,18 @@
 
 use std::path::PathBuf;
 
-use thinbak_proto::{Failed, FailureKind};
-use tonic::transport::{Channel, Endpoint};
+use thinbak_proto::{
+    Failed,
+    remote::{RemoteChannel, connect},
+    v1::ServerAddress,
+};
 
 use super::{Config, arguments::At, place};
 
 /// Where to call.
 pub(super) enum Address {
     /// A server that has the repository open.
-    Server(Channel),
+    Server(RemoteChannel),
     /// A repository to be opened in this process.
     Directory(PathBuf),
 }
@@ -18,25 +21,20 @@ pub(super) enum Address {
 impl At {
     /// Connects to the server if one is named.
     pub(super) async fn address(self, config: &Config) -> Result<Address, Failed> {
-        match self.server {
-            Some(url) => {
-                let endpoint = Endpoint::from_shared(url.clone()).map_err(|error| {
-                    Failed::new(
-                        FailureKind::Usage,
-                        format!("{url:?} is no URL like http://127.0.0.1:7440: {error}"),
-                    )
-                })?;
-                let channel = endpoint.connect().await.map_err(|error| {
-                    let mut cause: &dyn std::error::Error = &error;
-                    while let Some(deeper) = cause.source() {
-                        cause = deeper;
-                    }
-                    Failed::new(FailureKind::NotFound, format!("cannot reach the server at {url}: {cause}"))
-                        .with_hint("`thinbak-server run` starts one")
-                })?;
-                Ok(Address::Server(channel))
-            }
-            None => Ok(Address::Directory(place(self.repo, config)?)),
-        }
+        let Some(url) = self.server else { return Ok(Address::Directory(place(self.repo, config)?)) };
+        let path = |path: Option<PathBuf>| path.map(|path| path.display().to_string()).unwrap_or_default();
+        let server = ServerAddress {
+            url,
+            fingerprint: self.fingerprint.unwrap_or_default(),
+            ca_file: path(self.ca),
+            token_file: path(self.token_file),
+            certificate_file: path(self.client_cert),
+            key_file: path(self.client_key),
+        };
+        let channel = connect(&server).await.map_err(|failed| match failed.hint {
+            Some(_) => failed,
+            None => failed.with_hint("`thinbak-server run` starts one"),
+        })?;
+        Ok(Address::Server(channel))
     }
 }

@@ -14,6 +14,7 @@ use super::{
     commit::{self, Outcome},
 };
 use crate::{
+    access::Caller,
     catalogue::Selector,
     content::parse_id,
     map_tree::{EditError, Editor, FreshNode, NodeError, NodesAhead, Tree},
@@ -52,6 +53,7 @@ struct StoredBatch {
 /// The stream as a state: what was asked so far, and what is under way.
 pub(super) struct Session {
     repository: Arc<Repository>,
+    caller: Caller,
     requests: Streaming<v1::BackupRequest>,
     stopping: watch::Receiver<bool>,
     backup: Option<Box<Backup>>,
@@ -121,11 +123,16 @@ pub(super) fn node_failed(error: &NodeError) -> Failed {
 }
 
 impl Session {
-    pub(super) fn new(repository: Arc<Repository>, requests: Streaming<v1::BackupRequest>) -> Self {
+    pub(super) fn new(
+        repository: Arc<Repository>,
+        by: Caller,
+        requests: Streaming<v1::BackupRequest>,
+    ) -> Self {
         let stopping = repository.stopping();
         let in_flight = FuturesOrdered::new();
         Self {
             repository,
+            caller: by,
             requests,
             stopping,
             backup: None,
@@ -186,6 +193,7 @@ impl Session {
     async fn asked(&mut self, request: v1::BackupRequest) -> Result<Option<Answer>, Failed> {
         match (request.message, &mut self.backup) {
             (Some(Asked::Begin(begin)), None) => {
+                self.caller.check_begin(&self.repository, &begin).await?;
                 let backup = Backup::begin(&self.repository, begin).await?;
                 let session = v1::BackupSession {
                     session_id: backup.guard.id,

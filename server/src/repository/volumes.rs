@@ -44,6 +44,12 @@ pub(crate) fn selector_of(selector: Option<v1::GenerationSelector>) -> Result<Se
     }
 }
 
+/// What is said of a volume that is not there.
+pub(crate) fn unknown_volume(name: &str) -> Failed {
+    Failed::new(FailureKind::NotFound, format!("volume {name} is not in the repository"))
+        .with_hint("`thinbak generation list` shows what is there")
+}
+
 impl Repository {
     /// The volume of this name: as it stands, else as one of the host that asks.
     pub(crate) async fn volume(&self, name: Option<v1::VolumeName>) -> Result<Uuid, Failed> {
@@ -56,10 +62,7 @@ impl Repository {
             "" => None,
             host => self.catalogue.volume(&format!("{host}/{name}")).await?,
         };
-        known.ok_or_else(|| {
-            Failed::new(FailureKind::NotFound, format!("volume {name} is not in the repository"))
-                .with_hint("`thinbak generation list` shows what is there")
-        })
+        known.ok_or_else(|| unknown_volume(&name))
     }
 
     /// The one generation that is meant.

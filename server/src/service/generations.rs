@@ -22,7 +22,7 @@ use crate::{
 
 /// Generations or volumes in one answer at most. Names and points are bounded where they come in: this many fit a
 /// message.
-const PAGE: u32 = 1000;
+pub(crate) const PAGE: u32 = 1000;
 
 pub(crate) struct GenerationService(pub(crate) Arc<Repository>);
 
@@ -135,7 +135,12 @@ fn position_of(token: &str) -> Result<Position, Failed> {
 }
 
 fn token_of(last: &Deleted) -> String {
-    format!("{} {}", last.entry.generation.number, last.entry.generation.volume_name)
+    generation_token(&last.entry.generation)
+}
+
+/// The token of the page after the one that ends with this generation.
+pub(crate) fn generation_token(last: &v1::Generation) -> String {
+    format!("{} {}", last.number, last.volume_name)
 }
 
 fn key_of(generation: &v1::Generation) -> Result<GenerationKey, Failed> {

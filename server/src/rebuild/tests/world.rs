@@ -18,7 +18,7 @@ pub(super) const CHUNKS: u64 = 300;
 
 impl Place {
     /// Backs up a volume that has a chunk of content `seed` at `at`.
-    pub(super) async fn back_up_chunk(
+    pub(crate) async fn back_up_chunk(
         &self,
         (uuid, name): (Uuid, &str),
         (at, seed): (u64, u64),
