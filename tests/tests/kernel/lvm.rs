@@ -205,7 +205,35 @@ clean 0
 next=$(($(id vg/web) + 1))
 dmsetup message vg-tp-tpool 0 "create_snap $next $(id vg/web)"
 refused 1 'an older one' thinbak volume create lvm:vg/tp/new --size 4M
+grep -q "hint:.*vg/thinbak_" /tmp/said
+quiet volume list lvm:vg/tp
+clean 1
+stranger=$(own | tr -d ' ')
+test "$(id "vg/$stranger")" = "$next"
+dmsetup create stranger --readonly --table "0 65536 thin /dev/mapper/vg-tp-tpool $next"
+cmp /dev/mapper/stranger /dev/vg/web
+dmsetup remove stranger
+lvremove -qq -y "vg/$stranger"
 clean 0
+
+# Nothing is asked of LVM while the origin is suspended.
+dmsetup suspend vg-web
+refused 11 'it is suspended' thinbak backup lvm:vg/tp/web
+dmsetup resume vg-web
+clean 0
+
+# What is read from outside of the pool, also by inheritance, and what others outside of it need.
+lvchange -an vg/thick; lvchange -pr vg/thick
+lvcreate -qq -s --thinpool vg/tp -n over vg/thick
+lvcreate -qq -s -kn -n over-s vg/over
+refused 5 'external origin' thinbak backup lvm:vg/tp/over
+refused 5 'external origin' thinbak backup lvm:vg/tp/over-s
+lvremove -qq -y vg/over-s vg/over
+quiet volume create lvm:vg/tp/needed --size 4M
+lvcreate -qq -s -L 4M -n cow vg/needed
+refused 5 'depends on it' thinbak volume remove lvm:vg/tp/needed
+lvremove -qq -y vg/cow
+quiet volume remove lvm:vg/tp/needed
 quiet backup lvm:vg/tp/web
 clean 1
 

@@ -8,6 +8,7 @@
 //!
 //! The pool is open only while somebody works with it: its devices, held open, keep the volume group from being deactivated.
 
+mod care;
 mod command;
 mod devices;
 mod driver;
@@ -129,7 +130,7 @@ impl LvmPool {
             return Err(Failed::new(FailureKind::Refused, message).with_hint("run it again"));
         }
         *self.own.lock() = sync::thin_volumes(&group, &self.pool_uuid)
-            .filter(|logical| logical.name.starts_with(name::OWN_PREFIX))
+            .filter(|logical| logical.is_own())
             .map(|logical| (logical.identity, Own { name: logical.name.clone(), uuid: logical.uuid.clone() }))
             .collect();
         let owners = || -> HashMap<DeviceId, Uuid> {

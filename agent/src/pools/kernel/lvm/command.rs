@@ -1,6 +1,7 @@
 //! LVM's commands: started by name, without a shell, one at a time.
 //!
-//! A command is in a process group of its own and is not ended with us: what it has begun in a volume group it ends. Of the
+//! A command is in a process group of its own and is not ended with us: what it has begun in a volume group it ends (as a
+//! service that needs `KillMode=process`: systemd would end it too). Of the
 //! files that LVM keeps beside a change, the *backup* of the present state is written as ever, so that `vgcfgrestore` finds
 //! it; an *archive* of the state before, which is kept for 30 days, is not: a job changes tags and snapshots several times, and
 //! thousands of files would bury those of what people changed. (`--autobackup n` would be the other way round.)
@@ -20,7 +21,9 @@ use thinbak_proto::{Failed, FailureKind};
 /// The program; the commands are its first argument.
 const PROGRAM: &str = "lvm";
 const NO_ARCHIVE: &str = "backup { archive = 0 }";
-const SECONDS_SINCE_1970: &str = "report { time_format = \"%s\" }";
+/// How values are written, whatever lvm.conf(5) of this host says, section "report". Times are seconds since 1970.
+const REPORT_FORMAT: &str = "report { time_format = \"%s\" binary_values_as_numeric = 0 list_item_separator = \",\" \
+                             compact_output = 0 compact_output_cols = \"\" }";
 /// How long a command may take: it waits for whoever has the volume group locked.
 const REPORT_LIMIT: Duration = Duration::from_secs(60);
 const CHANGE_LIMIT: Duration = Duration::from_secs(300);
@@ -31,7 +34,8 @@ const MOST_SAID: usize = 400;
 
 /// What the reports say of volumes; [`Group`](super::report::Group) reads it.
 pub(super) const COLUMNS: &str = "vg_name,vg_uuid,vg_extent_size,lv_name,lv_uuid,lv_size,lv_time,lv_layout,lv_active,\
-                                  lv_permissions,lv_merging,lv_device_open,lv_tags,origin,pool_lv,pool_lv_uuid,thin_id";
+                                  lv_permissions,lv_merging,lv_device_open,lv_tags,origin,pool_lv,pool_lv_uuid,thin_id,\
+                                  transaction_id";
 
 /// Whether a command failed because of what is asked, or could not be run.
 #[derive(Debug)]
@@ -58,7 +62,7 @@ impl From<CommandError> for Failed {
 /// Volumes of a volume group, or of all, as JSON.
 pub(super) fn report(group: Option<&str>) -> Result<Vec<u8>, CommandError> {
     let words = ["lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "--config"];
-    let words = words.into_iter().chain([SECONDS_SINCE_1970, "-o", COLUMNS]).chain(group);
+    let words = words.into_iter().chain([REPORT_FORMAT, "-o", COLUMNS]).chain(group);
     run(&words.collect::<Vec<_>>(), REPORT_LIMIT, true)
 }
 

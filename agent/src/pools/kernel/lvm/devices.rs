@@ -1,6 +1,6 @@
 //! Making and removing volumes by LVM's commands.
 
-use thinbak_engine::{DeviceId, PoolMode, Role, Volume, embedded::check_snapshot_name, format::SECTOR_BYTES};
+use thinbak_engine::{Kind, PoolMode, Role, Volume, embedded::check_snapshot_name, format::SECTOR_BYTES};
 use thinbak_proto::{Failed, FailureKind};
 use uuid::Uuid;
 
@@ -44,17 +44,7 @@ impl LvmPool {
             let what = format!("{} is thinbak's own, no volume to work with", place.path(wanted));
             return Err(Failed::new(FailureKind::Refused, what).with_hint(list));
         }
-        let outside =
-            group.volumes.iter().find(|other| other.name == logical.origin && other.device.is_none());
-        if let Some(origin) = outside {
-            let message = format!(
-                "{} lies over an external origin ({}), which this version does not read",
-                place.path(wanted),
-                origin.name
-            );
-            return Err(Failed::new(FailureKind::Refused, message)
-                .with_hint("volumes over external origins are served in embedded pools only"));
-        }
+        self.refuse_outside(group, logical)?;
         let volume = self.known(logical.identity).ok_or_else(|| stale(wanted))?;
         Ok((logical, volume))
     }
@@ -91,8 +81,9 @@ impl LvmPool {
         // A snapshot advances the clock, and is as young as that.
         let entry = inner.new_entry(origin.size_bytes, role, inner.clock(1)?.saturating_add(1))?;
         let path = self.place.path(&origin.name);
+        self.wait_for_hands(&origin.name)?;
         // Read-only, and not activated unless somebody insists.
-        self.make(entry, &["--type", "thin", "-pr", "-ky", &path], tags)
+        self.make(entry, Some(origin.identity), &["--type", "thin", "-pr", "-ky", &path], tags)
     }
 
     fn give_up(&self, taken: &[Volume]) {
@@ -117,7 +108,7 @@ impl LvmPool {
         check_snapshot_name(snapshot)
             .map_err(|error| Failed::new(FailureKind::Usage, format!("`{snapshot}` is no name: {error}")))?;
         self.refuse_full()?;
-        let group = self.refresh()?;
+        let group = self.changeable()?;
         let (origin, of) = self.find(&group, volume)?;
         let role = Role::Snapshot { of: of.uuid, name: snapshot.to_owned() };
         let is_taken = |entry: &Entry| entry.role == role;
@@ -142,17 +133,36 @@ impl LvmPool {
         let entry = entry.ok_or_else(|| stale(&made.name))?;
         let found = self.kernel.survey()?;
         let info = found.get(&made.device).filter(|info| info.details.creation_time >= entry.not_before);
-        info.map(|info| info.details.mapped_blocks).ok_or_else(|| self.not_made(made.device))
+        info.map(|info| info.details.mapped_blocks).ok_or_else(|| self.not_made(made))
     }
 
-    pub(super) fn not_made(&self, device: DeviceId) -> Failed {
+    /// What LVM calls ours is none of ours: it is not removed by us any more, as somebody's device would go with it.
+    pub(super) fn not_made(&self, made: &Volume) -> Failed {
+        let device = made.device;
+        let name = self.own.lock().get(&made.uuid).map_or_else(|| made.name.clone(), |own| own.name.clone());
+        let disowned = self.kernel.inner.book.lock().change(|book| {
+            let entry = book.by_identity(made.uuid).cloned();
+            if let Some(entry) = entry {
+                book.put(Entry {
+                    role: Role::Volume { name: name.clone() },
+                    not_before: 0,
+                    born: None,
+                    ..entry
+                });
+            }
+            Ok(())
+        });
+        if let Err(error) = disowned {
+            tracing::warn!(pool = %self.place, volume = name, %error, "a volume cannot be marked as somebody else's");
+        }
+        let path = self.place.path(&name);
         let message = format!(
             "LVM says that it made device {device} in pool {}, but there is none, or an older one",
             self.place
         );
-        Failed::new(FailureKind::Failed, message).with_hint(
-            "was a volume suspended meanwhile, or a device made with dmsetup? lvs -o+thin_id shows LVM's",
-        )
+        Failed::new(FailureKind::Failed, message).with_hint(format!(
+            "was a volume suspended meanwhile, or a device made with dmsetup? {path} shows that device now and was left alone"
+        ))
     }
 
     /// Makes an empty private volume that can be written. LVM rounds its size up to whole extents.
@@ -161,17 +171,18 @@ impl LvmPool {
             let message = format!("{size_bytes} bytes is no size of a volume");
             return Err(Failed::new(FailureKind::Usage, message));
         }
+        self.changeable()?;
         let inner = &self.kernel.inner;
         let entry = inner.new_entry(size_bytes, Role::Head, inner.clock(0)?)?;
         let size = format!("{size_bytes}b");
         let words = ["-V", &size, "--thinpool", &self.place.pool, &self.place.group];
-        let made = self.make(entry, &words, &name::tags(&Role::Head))?;
+        let made = self.make(entry, None, &words, &name::tags(&Role::Head))?;
         let skips_zeroing = inner.found.line.table.features.skip_block_zeroing;
         let checked = self.seen(&made).and_then(|mapped| match (mapped, skips_zeroing) {
             (0, false) => Ok(()),
             // LVM zeroes the first bytes where the pool zeroes nothing; what else is in their block may be anybody's.
             (0 | 1, true) => self.zero_first_block(&made),
-            _ => Err(self.not_made(made.device)),
+            _ => Err(self.not_made(&made)),
         });
         checked.inspect_err(|_| self.give_up(std::slice::from_ref(&made)))?;
         Ok(made)
@@ -191,8 +202,15 @@ impl LvmPool {
         HeadContent::of_active(&self.kernel.inner, &self.place.device(&own.name))
     }
 
-    /// Makes a volume of ours. What a crash leaves of it goes when the pool is opened the next time.
-    pub(super) fn make(&self, entry: Entry, words: &[&str], tags: &[String]) -> Result<Volume, Failed> {
+    /// Makes a volume of ours, a snapshot of the volume with the identity `of` if that is given. What a crash leaves of it
+    /// goes when the pool is opened the next time.
+    pub(super) fn make(
+        &self,
+        entry: Entry,
+        of: Option<Uuid>,
+        words: &[&str],
+        tags: &[String],
+    ) -> Result<Volume, Failed> {
         let intent = entry.uuid;
         self.kernel.inner.book.lock().change(|book| {
             book.put(entry);
@@ -204,17 +222,29 @@ impl LvmPool {
         all.extend(words);
         let made = command::change(&all);
         let group = self.refresh()?;
-        let found = group.volumes.iter().find(|logical| logical.name == name).map(|logical| logical.identity);
+        let named = |name: &str| group.volumes.iter().find(|logical| logical.name == name);
+        let found = named(&name).map(|logical| logical.identity);
+        // Somebody may have given the name of the origin to another volume meanwhile.
+        let is_of = |of| {
+            let origin = named(&name).and_then(|logical| named(&logical.origin));
+            origin.is_some_and(|origin| origin.identity == of)
+        };
         match (made, found) {
-            (Ok(()), Some(identity)) => self.known(identity).ok_or_else(|| stale(&name)),
+            (Ok(()), Some(identity)) if of.is_none_or(is_of) => {
+                self.known(identity).ok_or_else(|| stale(&name))
+            }
+            (Ok(()), Some(identity)) => {
+                self.remove_seen(identity);
+                let message =
+                    format!("{}: what it is a snapshot of was renamed meanwhile", self.place.path(&name));
+                Err(Failed::new(FailureKind::Busy, message).with_hint("run it again"))
+            }
             (Ok(()), None) => {
                 let message = format!("lvcreate said nothing, but made no {}", self.place.path(&name));
                 Err(Failed::new(FailureKind::Failed, message))
             }
             (Err(error), Some(identity)) => {
-                if let Err(error) = self.remove_own(identity) {
-                    tracing::warn!(name, %error, "a private volume is left until the pool is opened again");
-                }
+                self.remove_seen(identity);
                 Err(error.into())
             }
             (Err(error), None) => {
@@ -227,10 +257,24 @@ impl LvmPool {
         }
     }
 
+    /// Removes a volume of ours that was just made, if it is in the pool.
+    fn remove_seen(&self, identity: Uuid) {
+        let Some(made) = self.known(identity) else { return };
+        if let Err(error) = self.seen(&made).and_then(|_| self.remove_own(identity)) {
+            tracing::warn!(volume = made.name, %error, "a private volume is left");
+        }
+    }
+
     /// Removes a volume of ours; one that is not there is no error.
     pub(super) fn remove_own(&self, identity: Uuid) -> Result<(), Failed> {
+        let group = self.changeable()?;
         let own = self.own.lock().get(&identity).cloned();
         if let Some(own) = own {
+            if self.known(identity).is_none_or(|known| known.kind == Kind::Volume) {
+                let message = format!("{} shows a device that is not thinbak's", self.place.path(&own.name));
+                return Err(Failed::new(FailureKind::Refused, message).with_hint("it was left alone"));
+            }
+            self.refuse_needed(&group, &own.name)?;
             self.remove_by_uuid(&own.uuid)?;
         }
         self.forget(identity)
@@ -239,7 +283,7 @@ impl LvmPool {
     /// Never another volume that got the name meanwhile.
     pub(super) fn remove_by_uuid(&self, uuid: &str) -> Result<(), Failed> {
         let select = format!("lv_uuid={uuid}");
-        Ok(command::change(&["lvremove", "-f", "--select", &select, &self.place.group])?)
+        Ok(command::change(&["lvremove", "--select", &select, &self.place.group])?)
     }
 
     pub(super) fn forget(&self, identity: Uuid) -> Result<(), Failed> {
@@ -258,7 +302,7 @@ impl LvmPool {
 
     /// Gives a private volume its name: what reads it finds all of it or none.
     pub(super) fn publish(&self, head: &Volume, wanted: &str) -> Result<Volume, Failed> {
-        let group = self.refresh()?;
+        let group = self.changeable()?;
         match self.find(&group, wanted) {
             Err(failed) if failed.kind == FailureKind::NotFound => {}
             Err(failed) => return Err(failed),

@@ -128,7 +128,7 @@ impl ThinPool for LvmPool {
 
     /// Larger only: what would be cut off cannot be brought back. LVM rounds up to whole extents.
     fn resize_volume(&self, name: &str, size_bytes: u64) -> Result<Volume, Failed> {
-        let group = self.refresh()?;
+        let group = self.changeable()?;
         let (logical, volume) = self.find(&group, name)?;
         let path = self.place.path(name);
         if size_bytes < logical.size_bytes {
@@ -144,7 +144,7 @@ impl ThinPool for LvmPool {
     }
 
     fn remove_volume(&self, name: &str) -> Result<(), Failed> {
-        let group = self.refresh()?;
+        let group = self.changeable()?;
         let (logical, volume) = self.find(&group, name)?;
         let (snapshots, bases): (Vec<Entry>, Vec<Entry>) = {
             let book = self.kernel.inner.book.lock();
@@ -163,6 +163,7 @@ impl ThinPool for LvmPool {
             let message = format!("{} is open", self.place.path(name));
             return Err(Failed::new(FailureKind::Refused, message).with_hint("unmount it first"));
         }
+        self.refuse_needed(&group, name)?;
         self.remove_by_uuid(&logical.uuid)?;
         self.forget(volume.uuid)?;
         bases.iter().try_for_each(|base| self.remove_own(base.uuid))
@@ -174,7 +175,7 @@ impl ThinPool for LvmPool {
     }
 
     fn take_candidates(&self, volumes: &[&str]) -> Result<Vec<Volume>, Failed> {
-        let group = self.refresh()?;
+        let group = self.changeable()?;
         self.take(&group, volumes)
     }
 
@@ -306,7 +307,7 @@ impl ThinPool for LvmPool {
             return Err(stale(&snapshot.name));
         }
         self.kernel.point(snapshot, view).map_err(|failed| match failed.kind {
-            FailureKind::NotFound => self.not_made(snapshot.device),
+            FailureKind::NotFound => self.not_made(snapshot),
             _ => failed,
         })
     }

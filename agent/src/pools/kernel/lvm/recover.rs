@@ -4,7 +4,8 @@ use thinbak_engine::Role;
 use thinbak_proto::Failed;
 
 use super::{
-    LvmPool, command,
+    super::survey::is_that_of,
+    LvmPool,
     name::{ACTIVATE_TAG, OWN_TAG},
     report::Logical,
     sync::thin_volumes,
@@ -34,6 +35,11 @@ impl LvmPool {
             };
             let is_orphan = of.is_some_and(|of| self.known(of).is_none());
             if entry.role.is_transient() || is_orphan {
+                let found = self.kernel.survey()?;
+                if !found.get(&entry.device).is_some_and(|info| is_that_of(&entry, info)) {
+                    tracing::warn!(pool = %self.place, volume = logical.name, "a volume named as thinbak's shows a device that is not: it is left alone");
+                    return Ok(());
+                }
                 tracing::info!(pool = %self.place, volume = logical.name, is_orphan, "removing a volume of thinbak's that nobody needs");
                 return self.remove_own(logical.identity);
             }
@@ -44,8 +50,7 @@ impl LvmPool {
             return self.forget(logical.identity);
         }
         if logical.has_tag(ACTIVATE_TAG) {
-            command::change(&["lvchange", "-ay", &self.place.path(&logical.name)])?;
-            self.untag(&logical.name, &[ACTIVATE_TAG.to_owned()])?;
+            self.activate(&logical.name)?;
         }
         if logical.has_tag(OWN_TAG) {
             let ours = |tag: &&String| *tag == OWN_TAG || tag.starts_with("thinbak:");

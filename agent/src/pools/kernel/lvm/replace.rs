@@ -1,8 +1,9 @@
 //! In place: a private snapshot of a volume is written and takes its place by `lvconvert --merge`.
 //!
 //! LVM puts a merge off to the next activation when it finds one of the two open, and the volume would change its content
-//! some day. So the volume is deactivated first, by us: then nobody can open it. A tag says that it is to be activated
-//! again, also by the next one who opens the pool if we die.
+//! some day. So both are deactivated first, by us; should somebody activate and open one just then, the merge is put off
+//! all the same: that is told, and LVM is left to do it. A tag says that the volume is to be activated again, also by the
+//! next one who opens the pool if we die; it goes when the volume is seen to be active.
 
 use thinbak_engine::{Role, Volume};
 use thinbak_proto::{Failed, FailureKind};
@@ -18,7 +19,7 @@ impl LvmPool {
     /// Makes a private snapshot of a volume that can be written.
     pub(super) fn make_like(&self, of: &Volume, size_bytes: u64) -> Result<Volume, Failed> {
         let refused = |why: String, hint: String| Err(Failed::new(FailureKind::Refused, why).with_hint(hint));
-        let group = self.refresh()?;
+        let group = self.changeable()?;
         let (origin, volume) = self.find(&group, &of.name)?;
         let path = self.place.path(&origin.name);
         if volume.uuid != of.uuid {
@@ -41,12 +42,14 @@ impl LvmPool {
             return refused(why, format!("lvchange --zero y {}, or restore with --to", self.place));
         }
         let entry = inner.new_entry(size_bytes, Role::Head, inner.clock(1)?.saturating_add(1))?;
-        self.make(entry, &["--type", "thin", "-kn", "-ay", &path], &name::tags(&Role::Head))
+        self.wait_for_hands(&origin.name)?;
+        let words = ["--type", "thin", "-kn", "-ay", &path];
+        self.make(entry, Some(origin.identity), &words, &name::tags(&Role::Head))
     }
 
     /// Lets a snapshot of a volume take its place.
     pub(super) fn replace(&self, wanted: &str, head: &Volume) -> Result<Volume, Failed> {
-        let group = self.refresh()?;
+        let group = self.changeable()?;
         let (origin, volume) = self.find(&group, wanted)?;
         let new = by_identity(&group, head)?;
         let path = self.place.path(wanted);
@@ -60,18 +63,40 @@ impl LvmPool {
             command::change(&["lvchange", "--addtag", ACTIVATE_TAG, &path])?;
         }
         let merged = self.merge(&path, new);
-        if was_active {
-            let active = command::change(&["lvchange", "-ay", &path]).map_err(Failed::from);
-            active.and_then(|()| self.untag(wanted, &[ACTIVATE_TAG.to_owned()]))?;
+        let active = if was_active { self.activate(wanted) } else { Ok(()) };
+        match (merged, active) {
+            (Ok(()), Ok(())) => {}
+            (Err(failed), Ok(())) | (Ok(()), Err(failed)) => return Err(failed),
+            (Err(failed), Err(also)) => {
+                let message = format!("{}; and {}", failed.message, also.message);
+                return Err(
+                    Failed { message, ..failed }.with_hint(format!("activate it: lvchange -ay -K {path}"))
+                );
+            }
         }
-        merged?;
         let group = self.refresh()?;
         let (now, _) = self.find(&group, wanted)?;
+        refuse_put_off(now, &path)?;
         if now.device != Some(head.device) || by_identity(&group, head).is_ok() {
             let message = format!("replace {path}: lvconvert said nothing, but did not merge");
             return Err(Failed::new(FailureKind::Failed, message));
         }
         self.known(volume.uuid).ok_or_else(|| stale(wanted))
+    }
+
+    /// Activates a volume that was active before; its tag goes when LVM shows it so. One that waits for a merge keeps it.
+    pub(super) fn activate(&self, wanted: &str) -> Result<(), Failed> {
+        let path = self.place.path(wanted);
+        command::change(&["lvchange", "-ay", "-K", &path])?;
+        let group = self.refresh()?;
+        let (now, _) = self.find(&group, wanted)?;
+        refuse_put_off(now, &path)?;
+        if !now.is_active {
+            let message = format!("activate {path}: lvchange said nothing, but it is not active");
+            return Err(Failed::new(FailureKind::Failed, message)
+                .with_hint("see activation/volume_list of lvm.conf(5)"));
+        }
+        self.untag(wanted, &[ACTIVATE_TAG.to_owned()])
     }
 
     fn merge(&self, path: &str, new: &Logical) -> Result<(), Failed> {
@@ -92,6 +117,16 @@ impl LvmPool {
 fn by_identity<'a>(group: &'a Group, wanted: &Volume) -> Result<&'a Logical, Failed> {
     let mut volumes = group.volumes.iter();
     volumes.find(|logical| logical.identity == wanted.uuid).ok_or_else(|| stale(&wanted.name))
+}
+
+fn refuse_put_off(now: &Logical, path: &str) -> Result<(), Failed> {
+    if !now.is_merging {
+        return Ok(());
+    }
+    let message = format!("replace {path}: somebody opened it meanwhile, so LVM put it off");
+    Err(Failed::new(FailureKind::Busy, message).with_hint(format!(
+        "its content is replaced when it is activated next: lvchange -an, then -ay -K {path}"
+    )))
 }
 
 pub(super) fn refuse_in_use(origin: &Logical, path: &str) -> Result<(), Failed> {

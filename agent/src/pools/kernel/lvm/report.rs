@@ -42,6 +42,8 @@ pub(super) struct Logical {
     pub(super) pool_uuid: String,
     /// Its id in the pool; `None` of what is not thin.
     pub(super) device: Option<DeviceId>,
+    /// The transaction that LVM believes the pool to be at; `None` of what is no thin pool.
+    pub(super) transaction: Option<u64>,
 }
 
 impl Logical {
@@ -86,10 +88,27 @@ struct Row {
     pool_lv: String,
     pool_lv_uuid: String,
     thin_id: String,
+    transaction_id: String,
 }
 
 impl Row {
+    /// `None` where a value is not as the LVM that is known writes it.
     fn logical(self) -> Option<Logical> {
+        let is_active = self.lv_active.starts_with("active");
+        let is_open = match (self.lv_device_open.as_str(), is_active) {
+            ("open", _) => true,
+            ("", _) | ("unknown", false) => false,
+            _ => return None,
+        };
+        let is_merging = match self.lv_merging.as_str() {
+            "merging" => true,
+            "" => false,
+            _ => return None,
+        };
+        let transaction = match self.transaction_id.as_str() {
+            "" => None,
+            id => Some(id.parse().ok()?),
+        };
         let device = match self.thin_id.as_str() {
             "" => None,
             id => Some(DeviceId::new(id.parse().ok()?).ok()?),
@@ -101,10 +120,10 @@ impl Row {
             size_bytes: self.lv_size.parse().ok()?,
             created_at_ms: seconds.saturating_mul(1000),
             is_thin_pool: layout.contains(&"thin") && layout.contains(&"pool"),
-            is_active: self.lv_active.starts_with("active"),
-            is_open: self.lv_device_open == "open",
+            is_active,
+            is_open,
             is_read_only: self.lv_permissions.starts_with("read-only"),
-            is_merging: self.lv_merging == "merging",
+            is_merging,
             tags: self.lv_tags.split(',').filter(|tag| !tag.is_empty()).map(ToOwned::to_owned).collect(),
             name: self.lv_name,
             uuid: self.lv_uuid,
@@ -112,6 +131,7 @@ impl Row {
             pool: self.pool_lv,
             pool_uuid: self.pool_lv_uuid,
             device,
+            transaction,
         })
     }
 }
@@ -128,7 +148,7 @@ pub(super) fn parse(json: &[u8]) -> Result<Vec<Group>, Failed> {
         let (name, uuid, label) = (row.vg_name.clone(), row.vg_uuid.clone(), row.lv_name.clone());
         let extent_bytes =
             row.vg_extent_size.parse().map_err(|_| misread(format!("extent size of {name}")))?;
-        let logical = row.logical().ok_or_else(|| misread(format!("the numbers of {name}/{label}")))?;
+        let logical = row.logical().ok_or_else(|| misread(format!("the values of {name}/{label}")))?;
         match groups.iter_mut().find(|group| group.uuid == uuid) {
             Some(group) => group.volumes.push(logical),
             None => groups.push(Group { name, uuid, extent_bytes, volumes: vec![logical] }),
@@ -156,8 +176,8 @@ mod tests {
       "report": [
           {
               "lv": [
-                  {"vg_name":"vg", "vg_uuid":"G", "vg_extent_size":"4194304", "lv_name":"web", "lv_uuid":"W", "lv_size":"67108864", "lv_time":"1795453129", "lv_layout":"thin,sparse", "lv_active":"active", "lv_permissions":"writeable", "lv_merging":"", "lv_device_open":"open", "lv_tags":"a,b", "origin":"", "pool_lv":"tp", "pool_lv_uuid":"P", "thin_id":"1"},
-                  {"vg_name":"vg", "vg_uuid":"G", "vg_extent_size":"4194304", "lv_name":"tp", "lv_uuid":"P", "lv_size":"268435456", "lv_time":"1795453127", "lv_layout":"thin,pool", "lv_active":"active", "lv_permissions":"writeable", "lv_merging":"", "lv_device_open":"open", "lv_tags":"", "origin":"", "pool_lv":"", "pool_lv_uuid":"", "thin_id":""}
+                  {"vg_name":"vg", "vg_uuid":"G", "vg_extent_size":"4194304", "lv_name":"web", "lv_uuid":"W", "lv_size":"67108864", "lv_time":"1795453129", "lv_layout":"thin,sparse", "lv_active":"active", "lv_permissions":"writeable", "lv_merging":"", "lv_device_open":"open", "lv_tags":"a,b", "origin":"", "pool_lv":"tp", "pool_lv_uuid":"P", "thin_id":"1", "transaction_id":""},
+                  {"vg_name":"vg", "vg_uuid":"G", "vg_extent_size":"4194304", "lv_name":"tp", "lv_uuid":"P", "lv_size":"268435456", "lv_time":"1795453127", "lv_layout":"thin,pool", "lv_active":"active", "lv_permissions":"writeable", "lv_merging":"", "lv_device_open":"open", "lv_tags":"", "origin":"", "pool_lv":"", "pool_lv_uuid":"", "thin_id":"", "transaction_id":"7"}
               ]
           }
       ]
@@ -176,6 +196,7 @@ mod tests {
         assert!(web.is_open && web.is_active && !web.is_read_only && !web.is_own());
         assert_eq!(web.tags, ["a", "b"]);
         assert!(pool.is_thin_pool && pool.device.is_none());
+        assert_eq!((web.transaction, pool.transaction), (None, Some(7)));
         assert_ne!(web.identity, pool.identity);
     }
 
@@ -184,5 +205,9 @@ mod tests {
         assert!(parse(b"nothing").is_err());
         let without_size = REPORT.replace("\"67108864\"", "\"64m\"");
         assert!(parse(without_size.as_bytes()).unwrap_err().message.contains("vg/web"));
+        // As `binary_values_as_numeric = 1` would have it.
+        for (word, number) in [("\"lv_merging\":\"\"", "\"lv_merging\":\"0\""), ("\"open\"", "\"1\"")] {
+            assert!(parse(REPORT.replace(word, number).as_bytes()).is_err());
+        }
     }
 }

@@ -8,7 +8,7 @@ use super::{
         book::{Contents, Entry},
         snapshots::is_drawn,
     },
-    name::own_name,
+    name::{OWN_PREFIX, own_name},
     report::{Group, Logical},
 };
 
@@ -47,6 +47,10 @@ pub(super) fn sync(book: &mut Contents, group: &Group, pool_uuid: &str, now_ms: 
         let is_same_device = entry.device == device;
         let role = match entry.role {
             Role::Volume { .. } => Role::Volume { name: logical.name.clone() },
+            // It was given its name.
+            Role::Head if !logical.name.starts_with(OWN_PREFIX) => {
+                Role::Volume { name: logical.name.clone() }
+            }
             role => role,
         };
         // A head has the size that was asked for until it is a volume: LVM rounds up.
@@ -107,6 +111,7 @@ mod tests {
             pool: "tp".to_owned(),
             pool_uuid: "P".to_owned(),
             device: Some(DeviceId::new(device).unwrap()),
+            transaction: None,
         }
     }
 
@@ -158,6 +163,17 @@ mod tests {
         let made = book.by_identity(identity("G", "C")).unwrap();
         assert_eq!((made.device.get(), made.not_before, book.devices.len()), (2, 3, 1));
         assert!(matches!(made.role, Role::Candidate { .. }));
+    }
+
+    #[test]
+    fn a_head_is_a_volume_when_it_has_a_name() {
+        let mut book = contents();
+        let uuid = Uuid::new_v4();
+        book.put(Entry { role: Role::Head, size_bytes: 100, ..intent(uuid, 0) });
+        sync(&mut book, &group(vec![logical(&own_name(uuid), "C", 2, &["thinbak"])]), "P", 1);
+        assert_eq!((book.devices[0].role.clone(), book.devices[0].size_bytes), (Role::Head, 100));
+        sync(&mut book, &group(vec![logical("new", "C", 2, &["thinbak"])]), "P", 1);
+        assert_eq!(book.volume("new").map(|entry| entry.size_bytes), Some(4 << 20));
     }
 
     #[test]
