@@ -150,4 +150,17 @@ mod tests {
         ensure!(report.get("done")? == "yes");
         Ok(())
     }
+
+    #[test]
+    fn two_metadata_snapshots_suffice_for_many_volumes_of_lvm() -> Result<()> {
+        let amount = Amount { volumes: 5, changed: 3, rounds: 1, by_tools: 0 };
+        let Some(report) = run(true, &amount)? else { return Ok(()) };
+        let ours = numbers(&report, "ours");
+        ensure!(ours.len() == 1, "{report:?}");
+        for round in &ours {
+            ensure!(round.get(2..) == Some(&[2, 2, 3]), "{report:?}");
+        }
+        ensure!(report.get("done")? == "yes");
+        Ok(())
+    }
 }

@@ -276,15 +276,7 @@ impl ThinPool for KernelPool {
             return Err(Failed::new(FailureKind::Refused, message)
                 .with_hint("nothing was committed: run the backup again"));
         }
-        let proven = match self.inner.look(|view| self.prove(point, view))? {
-            Some(proven) => proven,
-            None => {
-                let frozen = lease::reserve(&self.inner)?;
-                let proven = self.prove(point, &frozen.view);
-                frozen.release()?;
-                proven
-            }
-        };
+        let proven = lease::look_once(&self.inner, |view| self.prove(point, view))?;
         proven.map_err(|why| {
             let message = format!("the snapshot was changed while it was read: {why}");
             Failed::new(FailureKind::Refused, message)

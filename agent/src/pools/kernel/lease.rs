@@ -9,7 +9,7 @@
 //! A stranger's is waited for, never released. After a crash between 1 and 3 or within 4 nobody can tell whose it is: that is
 //! reported, and `thinbak msnap release --force` decides.
 //!
-//! Whether a snapshot is still what it was is looked up without one: see [`Inner::look`].
+//! Whether a snapshot is still what it was is looked up without one: see [`look_once`].
 
 use std::{
     sync::Arc,
@@ -109,6 +109,17 @@ pub(super) fn reserve(inner: &Arc<Inner>) -> Result<Frozen, Failed> {
     Ok(Frozen::held(view, Box::new(move || lease.release())))
 }
 
+/// Looks at the metadata as they are at one moment: without a metadata snapshot where that is possible.
+pub(super) fn look_once<T>(inner: &Arc<Inner>, look: impl Fn(&MetadataView) -> T) -> Result<T, Failed> {
+    if let Some(found) = inner.look(&look)? {
+        return Ok(found);
+    }
+    let frozen = reserve(inner)?;
+    let found = look(&frozen.view);
+    frozen.release()?;
+    Ok(found)
+}
+
 impl Inner {
     /// The metadata beside the live pool.
     pub(super) fn open_view(&self, roots: Roots) -> Result<MetadataView, Failed> {
@@ -121,7 +132,7 @@ impl Inner {
     /// A transaction writes to no block of the metadata as they were last committed (they are replaced by copies, and what
     /// becomes free is given again after the next commit); only the superblock is written in place, last. So what is read
     /// between two reads of the same superblock is of one moment.
-    pub(super) fn look<T>(&self, look: impl Fn(&MetadataView) -> T) -> Result<Option<T>, Failed> {
+    fn look<T>(&self, look: impl Fn(&MetadataView) -> T) -> Result<Option<T>, Failed> {
         let superblock = MetadataBlock::new(0);
         self.mapper.commit(&self.target()?)?;
         self.writable_status()?;

@@ -324,9 +324,7 @@ impl ThinPool for LvmPool {
         if !self.is_current() {
             return Err(refused(format!("pool {} was replaced while it was read", self.place)));
         }
-        let frozen = lease::reserve(&self.kernel.inner)?;
-        let proven = self.prove(point, &frozen.view);
-        frozen.release()?;
+        let proven = lease::look_once(&self.kernel.inner, |view| self.prove(point, view))?;
         proven.map_err(|why| refused(format!("the snapshot was changed while it was read: {why}")))
     }
 
