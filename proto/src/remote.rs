@@ -27,7 +27,7 @@ use tonic::{
 use tower::{ServiceExt, util::BoxCloneSyncService};
 
 pub use fingerprint::{Fingerprint, InvalidFingerprint};
-pub use token::{InvalidToken, Token};
+pub use token::{ID_DIGITS, InvalidToken, Token};
 use verifier::{Pinned, WrongCertificate};
 
 use crate::{FRAME_LEN, Failed, FailureKind, v1::ServerAddress};
@@ -146,8 +146,9 @@ fn check_in_the_clear(address: &ServerAddress, uri: &Uri) -> Result<(), Failed> 
     }
     let host = host_of(uri);
     let here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
-    if !address.token_file.is_empty() && !here {
-        let message = format!("connect to the server {url}: a token would go over the network in the clear");
+    if !here {
+        let what = if address.token_file.is_empty() { "all" } else { "a token" };
+        let message = format!("connect to the server {url}: {what} would go over the network in the clear");
         return Err(
             Failed::new(FailureKind::Refused, message).with_hint("name the server as https://HOST:PORT")
         );
@@ -284,6 +285,7 @@ mod tests {
             (url("127.0.0.1:1"), 2),
             (ServerAddress { fingerprint: fingerprint.clone(), ..url("http://127.0.0.1:1") }, 2),
             (ServerAddress { token_file: token_file.clone(), ..url("http://192.0.2.1:1") }, 5),
+            (url("http://192.0.2.1:1"), 5),
             (ServerAddress { token_file: "/nowhere".to_owned(), ..url("https://127.0.0.1:1") }, 2),
             (ServerAddress { fingerprint: "sha256:12".to_owned(), ..url("https://127.0.0.1:1") }, 2),
             (ServerAddress { key_file: token_file, ..url("https://127.0.0.1:1") }, 2),

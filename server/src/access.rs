@@ -22,6 +22,7 @@ mod service;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod watched;
 
 pub(crate) use caller::Caller;
 pub(crate) use gate::{Door, Gate};

@@ -70,6 +70,9 @@ pub struct Config {
     pub listen: Option<SocketAddr>,
     /// Address for metrics and health over HTTP.
     pub metrics: Option<SocketAddr>,
+    /// Whether that may be another address than one of the loopback.
+    #[serde(default)]
+    pub metrics_public: bool,
     /// Which certificate; present: TLS is served on the loopback, too.
     pub tls: Option<TlsSection>,
     /// How long deletions can be undone.

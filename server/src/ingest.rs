@@ -14,6 +14,7 @@
 //! A session that ends before step 4, however it ends, leaves records that the next one is told are present.
 
 mod batch;
+mod begin;
 mod commit;
 mod session;
 #[cfg(test)]
@@ -40,8 +41,9 @@ impl v1::ingest_server::Ingest for IngestService {
         &self,
         request: Request<Streaming<v1::BackupRequest>>,
     ) -> Result<Response<Self::BackupStream>, Status> {
-        // Without a guard before it there is nobody to be kept out.
-        let caller = request.extensions().get::<Caller>().cloned().unwrap_or(Caller::Trusted);
+        let caller = request.extensions().get::<Caller>().cloned();
+        let caller =
+            caller.ok_or_else(|| Status::permission_denied("nobody looked at who makes this call"))?;
         let session = Session::new(Arc::clone(&self.0), caller, request.into_inner());
         let responses = stream::unfold(Some(session), async |session| {
             let mut session = session?;

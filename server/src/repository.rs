@@ -24,6 +24,7 @@ mod volumes;
 use std::{
     fs::{self, File},
     io,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -108,7 +109,10 @@ impl Repository {
     /// written last: what a crash leaves behind does not open.
     pub async fn init(dir: &Path, options: InitOptions) -> Result<Uuid, RepositoryError> {
         let file = RepositoryFile::new(options)?;
-        fs::create_dir_all(dir).map_err(RepositoryError::io("create the directory", dir))?;
+        // Content is not for everybody on this host.
+        let mut private = fs::DirBuilder::new();
+        private.recursive(true).mode(0o700);
+        private.create(dir).map_err(RepositoryError::io("create the directory", dir))?;
         let mut entries = fs::read_dir(dir).map_err(RepositoryError::io("list", dir))?;
         if entries.next().is_some() {
             let repository = dir.join(FILE_NAME).exists();

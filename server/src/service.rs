@@ -63,6 +63,11 @@ impl From<ServeError> for Failed {
     }
 }
 
+/// Of a request that names volumes, policies or tokens: what is longer is refused before it is read.
+const MAX_REQUEST_LEN: usize = 512 * 1024;
+/// Of one that names as many ids as are allowed, in bytes.
+const MAX_IDS_LEN: usize = 128 * 1024;
+
 /// The services Repository, Ingest, Content and Access, to be called in this process, by one who may do everything.
 pub fn routes(repository: Arc<Repository>) -> Routes {
     routes_through(repository, Door::Process)
@@ -75,10 +80,10 @@ fn routes_through(repository: Arc<Repository>, door: Door) -> Routes {
     let ingest = Guarded::new(IngestService(Arc::clone(&repository)), gate.clone());
     let content = Guarded::new(ContentService(Arc::clone(&repository)), gate.clone());
     let access = Guarded::new(AccessService(repository), gate);
-    Routes::new(RepositoryServer::new(generations).max_decoding_message_size(MAX_MESSAGE_LEN))
+    Routes::new(RepositoryServer::new(generations).max_decoding_message_size(MAX_REQUEST_LEN))
         .add_service(IngestServer::new(ingest).max_decoding_message_size(MAX_MESSAGE_LEN))
-        .add_service(ContentServer::new(content).max_decoding_message_size(MAX_MESSAGE_LEN))
-        .add_service(AccessServer::new(access).max_decoding_message_size(MAX_MESSAGE_LEN))
+        .add_service(ContentServer::new(content).max_decoding_message_size(MAX_IDS_LEN))
+        .add_service(AccessServer::new(access).max_decoding_message_size(MAX_REQUEST_LEN))
 }
 
 /// Serves a repository in the clear, with health and reflection, until `shutdown` resolves. Only loopback addresses

@@ -26,6 +26,8 @@ use crate::config::Level;
   thinbak generation list --repo /srv/backup
   thinbak restore fast/web:latest --to fast/web-restored --repo /srv/backup
 
+A pool is `fast` or dir:/srv/pools/fast, of thinbak's own; dm:NAME of dmsetup's; lvm:VG/POOL of LVM's.
+
 Exit codes: 0 done, 1 failed, 2 usage, 3 done in part, 4 damage found, 5 refused for safety,
 10 not found, 11 busy, 12 not authorised, 130 interrupted.")]
 pub(super) struct Cli {
@@ -109,6 +111,7 @@ With --changes the time that it takes depends on how much differs; without, on h
     /// Back up what changed since the last backup
     #[command(after_help = "Examples:
   thinbak backup fast/web --repo /srv/backup
+  thinbak backup lvm:vg/thinpool/web --repo /srv/backup
   thinbak backup fast/db fast/log --group --server http://127.0.0.1:7070")]
     Backup(Backup),
     /// Backed-up moments of volumes
@@ -119,6 +122,7 @@ With --changes the time that it takes depends on how much differs; without, on h
   thinbak restore fast/web:latest --to fast/web-restored
   thinbak restore fast/web:2026-11-23T16:00 --to-file web.img
   thinbak restore host/fast/web:7 --in-place
+  thinbak restore vg/thinpool/web:latest --to lvm:vg/thinpool/web-restored
   thinbak restore fast/web:3 fast/web:5 fast/web:latest --to fast/web-restored
   thinbak restore fast/web:3..7 --to fast/web-restored
   thinbak restore fast/web:all --to fast/web-restored

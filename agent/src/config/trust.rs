@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use thinbak_proto::{
-    Failed,
+    Failed, FailureKind,
     v1::{ServerAddress, repository_address::Address},
 };
 
@@ -53,6 +53,11 @@ impl Trust {
         if self == Self::default() {
             return Ok(Address::Url(url.to_owned()));
         }
+        if self.fingerprint.as_deref() == Some("") {
+            let message = format!("trust the server {url}: the fingerprint that is named is empty");
+            return Err(Failed::new(FailureKind::Usage, message)
+                .with_hint("`thinbak-server fingerprint` on the server prints it"));
+        }
         let path = |what: &str, path: Option<PathBuf>| match path {
             Some(path) => text(what, directory.join(path).into_os_string()),
             None => Ok(String::new()),
@@ -85,6 +90,13 @@ mod tests {
         };
         assert_eq!((server.fingerprint.as_str(), server.ca_file.as_str()), ("", "/here/ca.pem"));
         assert_eq!(server.token_file, "/low");
+    }
+
+    #[test]
+    fn an_empty_fingerprint_is_none_that_a_server_could_have() {
+        let low = Trust { fingerprint: Some("sha256:1".to_owned()), ..Trust::default() };
+        let high = Trust { fingerprint: Some(String::new()), ..Trust::default() };
+        assert_eq!(high.over(low).of("https://s:1", Path::new("/")).unwrap_err().exit_code(), 2);
     }
 
     #[test]

@@ -8,8 +8,8 @@ use zeroize::Zeroizing;
 use crate::{Failed, FailureKind};
 
 const PREFIX: &str = "tbk_";
-/// Hexadecimal digits of 64 bits.
-const ID_DIGITS: usize = 16;
+/// Hexadecimal digits of the id of a token: 64 bits.
+pub const ID_DIGITS: usize = 16;
 /// Hexadecimal digits of 256 bits.
 const SECRET_DIGITS: usize = 64;
 const TOKEN_LEN: usize = PREFIX.len() + ID_DIGITS + 1 + SECRET_DIGITS;

@@ -42,7 +42,7 @@ impl Content for Guarded<ContentService> {
         let admission = self.gate.admit("Content/Hold", &request).await?;
         request.get_mut().volume = admission.caller.narrow(request.get_mut().volume.take())?;
         let volume = request.get_ref().volume.as_ref().map(|volume| volume.name.clone()).unwrap_or_default();
-        self.gate.note(&admission, &volume, "begun").await?;
+        self.gate.note(&admission, &volume, "begun").await;
         let answer = self.inner.hold(request).await?;
         Ok(self.gate.watched(admission, answer))
     }

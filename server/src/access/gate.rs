@@ -2,7 +2,7 @@
 
 use std::{pin::Pin, sync::Arc};
 
-use futures::{Stream, StreamExt as _, stream};
+use futures::Stream;
 use thinbak_proto::{Failed, FailureKind, remote::Token, v1::AuditEntry};
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::{Request, Response, Status, codegen::http::header::AUTHORIZATION};
@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status, codegen::http::header::AUTHORIZATION};
 use super::{
     Caller,
     rules::{Rule, name_of, rule_of},
+    watched::watched,
 };
 use crate::{repository::Repository, tls::Peer};
 
@@ -42,7 +43,10 @@ pub(super) struct Admission {
     noted: bool,
 }
 
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+/// Characters of a volume or an outcome that are written down.
+const MAX_LINE: usize = 1024;
+
+pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Gate {
     pub(crate) fn new(repository: Arc<Repository>, door: Door) -> Self {
@@ -102,21 +106,26 @@ impl Gate {
     }
 
     async fn refused(&self, admission: Admission, failed: Failed) -> Failed {
-        let admission = Admission { noted: true, ..admission };
-        // The refusal stands, whether or not it could be written down.
-        let _ = self.note(&admission, "", &failed.message).await.is_ok();
+        self.note_once(&Admission { noted: true, ..admission }, &failed.message).await;
         failed
     }
 
-    /// Writes down what was done, where that is to be written down. It is on stable storage then.
-    pub(super) async fn note(
-        &self,
-        admission: &Admission,
-        volume: &str,
-        outcome: &str,
-    ) -> Result<(), Failed> {
+    /// Writes down why a call failed, but not again and again: nobody fills the log.
+    pub(super) async fn note_once(&self, admission: &Admission, why: &str) {
+        let is_told = match &admission.caller {
+            Caller::Holder(known) => known.is_told(why),
+            Caller::Trusted => true,
+        };
+        if is_told {
+            self.note(admission, "", why).await;
+        }
+    }
+
+    /// Writes down what was done, where that is to be written down. It is on stable storage then. A log that cannot be
+    /// written, as on a full disk, stops nobody: restores go on, and room must be made. The health tells of it.
+    pub(super) async fn note(&self, admission: &Admission, volume: &str, outcome: &str) {
         if !admission.noted {
-            return Ok(());
+            return;
         }
         let entry = AuditEntry {
             number: 0,
@@ -124,13 +133,12 @@ impl Gate {
             token: admission.caller.name().to_owned(),
             peer: admission.peer.clone(),
             call: admission.rule.call.to_owned(),
-            volume: volume.to_owned(),
-            outcome: outcome.to_owned(),
+            volume: line(volume),
+            outcome: line(outcome),
         };
-        self.repository.catalogue.note(&entry).await.map_err(|error| {
-            tracing::error!(%error, call = admission.rule.call, "the audit log cannot be written");
-            Failed::from(error)
-        })
+        if let Err(error) = self.repository.catalogue.note(&entry).await {
+            tracing::error!(%error, ?entry, "the audit log cannot be written");
+        }
     }
 
     /// Writes down what came of a call, which is then answered so.
@@ -144,8 +152,7 @@ impl Gate {
             Ok(_) => "done",
             Err(status) => status.message(),
         };
-        // What is done is done: not to tell so would be worse.
-        let _ = self.note(admission, volume, outcome).await.is_ok();
+        self.note(admission, volume, outcome).await;
         answer
     }
 
@@ -158,18 +165,16 @@ impl Gate {
         if matches!(admission.caller, Caller::Trusted) {
             return answer;
         }
-        answer.map(|answers| {
-            let ended = Box::pin(admission.caller.ended(Arc::clone(&self.repository)));
-            let state = Some((answers, ended, admission.place));
-            let watched = stream::unfold(state, async |state| {
-                let (mut answers, mut ended, place) = state?;
-                tokio::select! {
-                    biased;
-                    failed = &mut ended => Some((Err(failed.into()), None)),
-                    next = answers.next() => next.map(|next| (next, Some((answers, ended, place)))),
-                }
-            });
-            Box::pin(watched) as Answers<T>
-        })
+        let ended = admission.caller.ended(Arc::clone(&self.repository));
+        answer.map(|answers| watched(answers, admission.place, ended))
     }
+}
+
+/// One line of the log, whatever somebody wrote.
+fn line(text: &str) -> String {
+    let mut line = String::new();
+    for letter in text.chars().take(MAX_LINE) {
+        if letter.is_control() { line.extend(letter.escape_default()) } else { line.push(letter) }
+    }
+    line
 }

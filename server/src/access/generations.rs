@@ -170,7 +170,7 @@ impl Service for Guarded<GenerationService> {
 
     async fn prune(&self, request: Request<v1::PruneRequest>) -> Result<Response<Self::PruneStream>, Status> {
         let admission = self.gate.admit("Repository/Prune", &request).await?;
-        self.gate.note(&admission, &shown(request.get_ref().volume.as_ref()), "begun").await?;
+        self.gate.note(&admission, &shown(request.get_ref().volume.as_ref()), "begun").await;
         let answer = self.inner.prune(request).await?;
         Ok(self.gate.watched(admission, answer))
     }
@@ -180,7 +180,7 @@ impl Service for Guarded<GenerationService> {
         request: Request<v1::VerifyRequest>,
     ) -> Result<Response<Self::VerifyStream>, Status> {
         let admission = self.gate.admit("Repository/Verify", &request).await?;
-        self.gate.note(&admission, &shown(request.get_ref().volume.as_ref()), "begun").await?;
+        self.gate.note(&admission, &shown(request.get_ref().volume.as_ref()), "begun").await;
         let answer = self.inner.verify(request).await?;
         Ok(self.gate.watched(admission, answer))
     }
@@ -190,7 +190,7 @@ impl Service for Guarded<GenerationService> {
         request: Request<v1::CollectRequest>,
     ) -> Result<Response<Self::CollectStream>, Status> {
         let admission = self.gate.admit("Repository/Collect", &request).await?;
-        self.gate.note(&admission, "", "begun").await?;
+        self.gate.note(&admission, "", "begun").await;
         let answer = self.inner.collect(request).await?;
         Ok(self.gate.watched(admission, answer))
     }

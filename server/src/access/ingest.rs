@@ -19,7 +19,6 @@ impl Ingest for Guarded<IngestService> {
         mut request: Request<Streaming<v1::BackupRequest>>,
     ) -> Result<Response<Self::BackupStream>, Status> {
         let admission = self.gate.admit("Ingest/Backup", &request).await?;
-        self.gate.note(&admission, "", "begun").await?;
         request.extensions_mut().insert(admission.caller.clone());
         let (gate, noted) = (self.gate.clone(), admission.clone());
         // A generation is told of when it is written down that it was made.
@@ -30,10 +29,10 @@ impl Ingest for Guarded<IngestService> {
                     match &answer {
                         Ok(v1::BackupResponse { message: Some(Message::Committed(made)), .. }) => {
                             let outcome = format!("generation {}", made.number);
-                            let _ = gate.note(&noted, &made.volume_name, &outcome).await.is_ok();
+                            gate.note(&noted, &made.volume_name, &outcome).await;
                         }
                         Err(status) => {
-                            let _ = gate.note(&noted, "", status.message()).await.is_ok();
+                            gate.note_once(&noted, status.message()).await;
                         }
                         Ok(_) => {}
                     }

@@ -1,13 +1,17 @@
 //! The tokens of a repository: in the catalogue, and in memory for the calls.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+    time::Duration,
+};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use parking_lot::{Mutex, RwLock};
 use subtle::ConstantTimeEq as _;
 use thinbak_proto::{
     Failed, FailureKind, Pattern,
-    remote::Token,
+    remote::{ID_DIGITS, Token},
     v1::{CreateTokenRequest, Scope, TokenInfo},
 };
 use tokio::{
@@ -22,6 +26,7 @@ const MAX_CALLS: usize = 64;
 /// Calls of one token in a second, over a while, and at once.
 const CALLS_PER_SECOND: f64 = 500.0;
 const BURST: f64 = 2000.0;
+const REFUSAL_EVERY: Duration = Duration::from_secs(60);
 const MAX_NAME_LEN: usize = 128;
 const MAX_PATTERNS: usize = 256;
 /// Of tokens that a repository has, revoked ones included.
@@ -39,6 +44,8 @@ pub(crate) struct Known {
     revoked: watch::Sender<bool>,
     pub(crate) calls: Arc<Semaphore>,
     rate: Mutex<Rate>,
+    /// When which refusal was written down last.
+    refusals: Mutex<HashMap<String, Instant>>,
 }
 
 /// A bucket that fills by the second.
@@ -65,6 +72,7 @@ impl Known {
             revoked: watch::Sender::new(info.revoked_at_ms != 0),
             calls: Arc::new(Semaphore::new(MAX_CALLS)),
             rate: Mutex::new(Rate { left: BURST, at: Instant::now() }),
+            refusals: Mutex::default(),
             info,
         })
     }
@@ -90,6 +98,19 @@ impl Known {
             return false;
         }
         true
+    }
+
+    /// Whether a refusal is to be written down: the same one once in a while, so that nobody fills the log.
+    pub(crate) fn is_told(&self, refusal: &str) -> bool {
+        let (mut refusals, now) = (self.refusals.lock(), Instant::now());
+        refusals.retain(|_, at| now.duration_since(*at) < REFUSAL_EVERY);
+        match refusals.entry(refusal.to_owned()) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(free) => {
+                free.insert(now);
+                true
+            }
+        }
     }
 
     /// Why it is no good any more, if it is not.
@@ -226,6 +247,9 @@ fn check(request: &CreateTokenRequest) -> Result<(), Failed> {
         || name.chars().any(|c| c.is_control() || c.is_whitespace())
     {
         return usage(format!("a name has 1 to {MAX_NAME_LEN} bytes and no spaces"));
+    }
+    if name.len() == ID_DIGITS && name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return usage("a name that looks like the id of a token is taken for one".to_owned());
     }
     if volumes.is_empty() || volumes.len() > MAX_PATTERNS {
         return usage(format!("1 to {MAX_PATTERNS} patterns of volumes are needed"));

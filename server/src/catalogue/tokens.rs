@@ -36,7 +36,7 @@ impl Catalogue {
     /// Keeps a token that was made.
     pub(crate) async fn add_token(&self, token: &TokenInfo, hash: &[u8; 32]) -> Result<(), CatalogueError> {
         let expires = Some(token.expires_at_ms).filter(|at| *at != 0).map(signed).transpose()?;
-        sqlx::query(
+        let add = sqlx::query(
             "INSERT INTO tokens (id, name, scope, volumes, secret_hash, created_at_ms, expires_at_ms)
              VALUES (?, ?, ?, ?, ?, ?, ?)",
         )
@@ -46,23 +46,21 @@ impl Catalogue {
         .bind(token.volumes.join("\n"))
         .bind(hash.as_slice())
         .bind(signed(token.created_at_ms)?)
-        .bind(expires)
-        .execute(&self.pool)
-        .await?;
-        Ok(())
+        .bind(expires);
+        self.noting(async { Ok(add.execute(&self.pool).await?) }).await.map(drop)
     }
 
     /// Says that a token is no good any more.
     pub(crate) async fn revoke_token(&self, id: &str, at_ms: u64) -> Result<(), CatalogueError> {
         let revoke =
             sqlx::query("UPDATE tokens SET revoked_at_ms = ?2 WHERE id = ?1 AND revoked_at_ms IS NULL");
-        revoke.bind(id).bind(signed(at_ms)?).execute(&self.pool).await?;
-        Ok(())
+        let revoke = revoke.bind(id).bind(signed(at_ms)?);
+        self.noting(async { Ok(revoke.execute(&self.pool).await?) }).await.map(drop)
     }
 
     /// Adds to the audit log; the entry's number is the log's to give.
     pub(crate) async fn note(&self, entry: &AuditEntry) -> Result<(), CatalogueError> {
-        sqlx::query(
+        let add = sqlx::query(
             "INSERT INTO audit (at_ms, token, peer, call, volume, outcome) VALUES (?, ?, ?, ?, ?, ?)",
         )
         .bind(signed(entry.at_ms)?)
@@ -70,10 +68,8 @@ impl Catalogue {
         .bind(&entry.peer)
         .bind(&entry.call)
         .bind(&entry.volume)
-        .bind(&entry.outcome)
-        .execute(&self.pool)
-        .await?;
-        Ok(())
+        .bind(&entry.outcome);
+        self.noting(async { Ok(add.execute(&self.pool).await?) }).await.map(drop)
     }
 
     /// A page of the audit log, oldest first.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use thinbak_proto::{
-    Failed,
+    Failed, FailureKind,
     remote::{RemoteChannel, connect},
     v1::ServerAddress,
 };
@@ -22,6 +22,10 @@ impl At {
     /// Connects to the server if one is named.
     pub(super) async fn address(self, config: &Config) -> Result<Address, Failed> {
         let Some(url) = self.server else { return Ok(Address::Directory(place(self.repo, config)?)) };
+        if self.fingerprint.as_deref() == Some("") {
+            let message = format!("trust the server {url}: the fingerprint that is named is empty");
+            return Err(Failed::new(FailureKind::Usage, message));
+        }
         let path = |path: Option<PathBuf>| path.map(|path| path.display().to_string()).unwrap_or_default();
         let server = ServerAddress {
             url,

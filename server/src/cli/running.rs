@@ -29,6 +29,12 @@ pub(super) async fn serve_repository(
     output: &Output,
 ) -> Result<u8, Failed> {
     let Listen { address, metrics, tls } = listen;
+    if let Some(address) = metrics.filter(|address| !address.ip().is_loopback() && !config.metrics_public) {
+        let message =
+            format!("metrics on {address}: whoever reaches it reads the names and sizes of volumes");
+        return Err(Failed::new(FailureKind::Usage, message)
+            .with_hint("take an address of the loopback, or say `metrics_public = true` in server.toml"));
+    }
     let certificates = tls.map(Certificates::load).transpose()?;
     // Both before anything is opened: a signal from here on ends in an orderly stop.
     let handler = |kind| {

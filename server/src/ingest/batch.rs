@@ -58,7 +58,7 @@ pub(super) struct Checked {
     pub(super) stored_bytes: u64,
 }
 
-fn usage(message: impl Into<String>) -> Failed {
+pub(super) fn usage(message: impl Into<String>) -> Failed {
     Failed::new(FailureKind::Usage, message)
 }
 

@@ -10,16 +10,16 @@ use uuid::Uuid;
 use v1::{backup_request::Message as Asked, backup_response::Message as Answer, map_item::Entry};
 
 use super::{
-    batch::{Checked, Geometry, check_content, check_order},
+    batch::{Checked, Geometry, check_content, check_order, usage},
+    begin::{check_begin, parent_of},
     commit::{self, Outcome},
 };
 use crate::{
     access::Caller,
-    catalogue::Selector,
     content::parse_id,
     map_tree::{EditError, Editor, FreshNode, NodeError, NodesAhead, Tree},
     metrics::Job,
-    repository::{Pin, Repository, SessionGuard, check_volume_name},
+    repository::{Pin, Repository, SessionGuard},
     store::{Claim, Kind, Location, NewRecord, PutOutcome, Store},
 };
 
@@ -34,11 +34,6 @@ const ITEM_BYTES: u64 = 128;
 const MAX_QUERY_IDS: usize = 4096;
 /// New map nodes are stored when this many wait.
 const FRESH_NODES: usize = 256;
-/// 1 EiB; a volume of dm-thin is smaller.
-const MAX_VOLUME_BYTES: u64 = 1 << 60;
-const SECTOR_BYTES: u64 = 512;
-/// Of a point's texts, which are uuids.
-const MAX_IDENTITY_LEN: usize = 128;
 
 type Stored = Result<StoredBatch, Failed>;
 
@@ -111,10 +106,6 @@ impl Totals {
         self.stored_bytes += put.new_stored_bytes;
         self.healed_bytes += put.healed_plain_bytes;
     }
-}
-
-fn usage(message: impl Into<String>) -> Failed {
-    Failed::new(FailureKind::Usage, message)
 }
 
 pub(super) fn node_failed(error: &NodeError) -> Failed {
@@ -194,7 +185,7 @@ impl Session {
         match (request.message, &mut self.backup) {
             (Some(Asked::Begin(begin)), None) => {
                 self.caller.check_begin(&self.repository, &begin).await?;
-                let backup = Backup::begin(&self.repository, begin).await?;
+                let backup = Backup::begin(&self.repository, begin, &self.caller).await?;
                 let session = v1::BackupSession {
                     session_id: backup.guard.id,
                     chunk_bytes: self.repository.chunk_bytes(),
@@ -307,11 +298,16 @@ impl Backup {
         self.geometry.check_length(chunk, location.plain_len, "named as present")
     }
 
-    async fn begin(repository: &Arc<Repository>, begin: v1::BackupBegin) -> Result<Self, Failed> {
+    async fn begin(
+        repository: &Arc<Repository>,
+        begin: v1::BackupBegin,
+        caller: &Caller,
+    ) -> Result<Self, Failed> {
         let volume = check_begin(&begin)?;
-        let name = begin.volume_name.as_str();
-        let guard = repository.sessions.enter(volume, name)?;
-        repository.catalogue.check_name(volume, name, begin.adopt).await?;
+        let guard = repository.sessions.enter(volume, &begin.volume_name)?;
+        // Once more: now that it is locked nobody gives it another name.
+        caller.check_begin(repository, &begin).await?;
+        repository.catalogue.check_name(volume, &begin.volume_name, begin.adopt).await?;
         let geometry = Geometry { chunk_bytes: repository.chunk_bytes(), size_bytes: begin.size_bytes };
         let claim = repository.store.claim();
         let entrance = repository.pins.enter().await;
@@ -339,58 +335,6 @@ impl Backup {
             lacking: Vec::new(),
         })
     }
-}
-
-/// Checks what can be checked without asking anybody, and returns the volume's uuid.
-fn check_begin(begin: &v1::BackupBegin) -> Result<Uuid, Failed> {
-    let volume = Uuid::parse_str(&begin.volume_uuid)
-        .ok()
-        .filter(|uuid| !uuid.is_nil())
-        .ok_or_else(|| usage("the volume's uuid is not one"))?;
-    check_volume_name(&begin.volume_name)?;
-    let size = begin.size_bytes;
-    if size == 0 || !size.is_multiple_of(SECTOR_BYTES) || size > MAX_VOLUME_BYTES {
-        return Err(usage(format!(
-            "a volume cannot have {size} bytes: a multiple of {SECTOR_BYTES} is needed"
-        )));
-    }
-    if !begin.group.is_empty() && Uuid::parse_str(&begin.group).is_err() {
-        return Err(usage("the group is no uuid"));
-    }
-    if let Some(point) = &begin.point
-        && point.identity.len().max(point.pool_uuid.len()) > MAX_IDENTITY_LEN
-    {
-        return Err(usage("the point's identity is too long"));
-    }
-    if begin.parent != 0 {
-        parse_id(&begin.parent_root)?;
-    }
-    Ok(volume)
-}
-
-/// The generation that the batches are relative to, if it is what the client thinks.
-async fn parent_of(
-    repository: &Repository,
-    volume: Uuid,
-    begin: &v1::BackupBegin,
-) -> Result<Option<v1::Generation>, Failed> {
-    if begin.parent == 0 {
-        return Ok(None);
-    }
-    let unknown = |why: &str| {
-        let message =
-            format!("cannot add to generation {} of volume {}: {why}", begin.parent, begin.volume_name);
-        Failed::new(FailureKind::BaseUnknown, message).with_hint("a full backup needs no parent")
-    };
-    let found = match i64::try_from(begin.parent) {
-        Ok(_) => repository.catalogue.generation(volume, Selector::Number(begin.parent)).await?,
-        Err(_) => None,
-    };
-    let generation = found.ok_or_else(|| unknown("the repository does not have it"))?.generation;
-    if generation.root != begin.parent_root {
-        return Err(unknown("its content is not what the client has kept as base"));
-    }
-    Ok(Some(generation))
 }
 
 /// The map tree of a generation.
