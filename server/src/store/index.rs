@@ -14,6 +14,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::Arc,
+    thread,
 };
 
 use fjall::{
@@ -42,6 +43,8 @@ const CACHE_BYTES: u64 = 24 * 1024 * 1024;
 const MEMTABLE_BYTES: u64 = 16 * 1024 * 1024;
 const JOURNAL_BYTES: u64 = 128 * 1024 * 1024;
 const OPEN_TABLES: usize = 128;
+/// From how many ids on a second thread is worth its start.
+const SPLIT_LOOK_UPS: usize = 512;
 const KEYSPACE: &str = "chunks";
 /// What must fit before a store that gave up on a full disk is opened again.
 const PROBE_BYTES: usize = 4 * 1024 * 1024;
@@ -177,22 +180,46 @@ impl Index {
     }
 
     /// Where the records of `ids` are, in the order of `ids`. Looked up in the order of the keys: so each
-    /// filter and index block is read once for all ids that need it, however small the cache.
+    /// filter and index block is read once for all ids that need it, however small the cache. Many are looked up by
+    /// two threads: what a look-up takes is waiting for memory and the disk.
     pub(super) fn locate(&self, ids: &[[u8; 32]]) -> Result<Vec<Option<Location>>, StoreError> {
         let mut order: Vec<(&[u8; 32], usize)> = ids.iter().zip(0..).collect();
         order.sort_unstable();
+        let found = if ids.len() < SPLIT_LOOK_UPS {
+            self.locate_sorted(&order)?
+        } else {
+            let (low, high) = order.split_at(ids.len() / 2);
+            let (low, high) = thread::scope(|scope| {
+                let low = scope.spawn(|| self.locate_sorted(low));
+                let high = self.locate_sorted(high);
+                (low.join(), high)
+            });
+            let panicked = |_| Err(self.failed("reading the chunk index", fjall::Error::Unrecoverable));
+            let mut found = low.unwrap_or_else(panicked)?;
+            found.append(&mut high?);
+            found
+        };
         let mut located = vec![None; ids.len()];
-        let all_valid = self.read(|entries| {
-            for (id, place) in order {
-                let Some(value) = entries.get(id)? else { continue };
-                let Some(location) = Location::decode(&value) else { return Ok(false) };
-                if let Some(slot) = located.get_mut(place) {
-                    *slot = Some(location);
-                }
+        for (place, location) in found {
+            if let Some(slot) = located.get_mut(place) {
+                *slot = Some(location);
             }
-            Ok(true)
+        }
+        Ok(located)
+    }
+
+    /// Which of `ids` are known, by the numbers that stand beside them, and where.
+    fn locate_sorted(&self, ids: &[(&[u8; 32], usize)]) -> Result<Vec<(usize, Location)>, StoreError> {
+        let found = self.read(|entries| {
+            let mut found = Vec::new();
+            for (id, place) in ids {
+                let Some(value) = entries.get(id)? else { continue };
+                let Some(location) = Location::decode(&value) else { return Ok(None) };
+                found.push((*place, location));
+            }
+            Ok(Some(found))
         })?;
-        if all_valid { Ok(located) } else { Err(self.invalid_entry()) }
+        found.ok_or_else(|| self.invalid_entry())
     }
 
     /// The index holds what we never write.
