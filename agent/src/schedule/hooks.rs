@@ -6,6 +6,7 @@
 //! | `THINBAK_HOOK` | `before`, `after` or `on_failure` |
 //! | `THINBAK_RUN` | `schedule`, `retry` or `manual` |
 //! | `THINBAK_ATTEMPT` | 1, or more for a repetition; 0 by hand |
+//! | `THINBAK_STARTED_MS` | when the run began, milliseconds since 1970 |
 //! | `THINBAK_VOLUMES` | POOL/VOLUME of the run, a line each; as many as fit 96 KiB |
 //! | `THINBAK_RESULT` | not for `before`: `ok`, `partial`, `failed` or `interrupted` |
 //! | `THINBAK_FAILED_VOLUMES` | not for `before`: those of them that failed |
@@ -15,13 +16,14 @@
 //! A value other than the volumes is cut at 8 KiB. Control characters other than the end of a line are blanks in it.
 
 use std::{
+    fs,
     process::{ExitStatus, Stdio},
     sync::Arc,
     time::Duration,
 };
 
 use parking_lot::Mutex;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, getpgid, kill_process_group, test_kill_process_group};
 use thinbak_proto::format_duration;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
@@ -150,6 +152,39 @@ async fn end(child: &mut Child) {
     }
 }
 
+/// Ends the hooks of a run whose process was killed, with what they started. They are known by their environment; what a hook
+/// left behind on purpose when it ended stays.
+pub(super) async fn end_left(job: &str, started_ms: u64) {
+    let marks =
+        [format!("THINBAK_JOB={}", value_of("THINBAK_JOB", job)), format!("THINBAK_STARTED_MS={started_ms}")];
+    for group in left(&marks) {
+        tracing::warn!(job, pid = group.as_raw_pid(), "ending a hook of a run that did not end");
+        let _ = kill_process_group(group, Signal::TERM);
+        let gone = async {
+            while test_kill_process_group(group).is_ok() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        if tokio::time::timeout(GRACE, gone).await.is_err() {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+}
+
+/// The leaders of process groups whose environment has these variables.
+fn left(marks: &[String]) -> Vec<Pid> {
+    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
+    let ids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    ids.filter_map(Pid::from_raw)
+        .filter(|pid| getpgid(Some(*pid)).is_ok_and(|group| group == *pid))
+        .filter(|pid| {
+            let environment = fs::read(format!("/proc/{}/environ", pid.as_raw_pid())).unwrap_or_default();
+            let has = |mark: &String| environment.split(|byte| *byte == 0).any(|one| one == mark.as_bytes());
+            marks.iter().all(has)
+        })
+        .collect()
+}
+
 fn how_it_ended(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt as _;
     match (status.code(), status.signal()) {
@@ -177,6 +212,8 @@ fn listen(mut out: impl AsyncRead + Unpin + Send + 'static, said: Arc<Mutex<Vec<
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::CommandExt as _;
+
     use super::*;
 
     async fn run(words: &[&str], limit: Duration) -> Result<(), String> {
@@ -207,6 +244,24 @@ mod tests {
     #[tokio::test]
     async fn a_child_that_is_left_over_is_not_waited_for() {
         run(&["/bin/sh", "-c", "sleep 3 & exit 0"], LONG).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_hook_that_outlived_its_agent_is_ended_and_no_other() {
+        let start = |started: &str| {
+            std::process::Command::new("/bin/sh")
+                .args(["-c", "trap '' TERM; while :; do sleep 1000; done"])
+                .envs([("THINBAK_JOB", "left over"), ("THINBAK_STARTED_MS", started)])
+                .process_group(0)
+                .spawn()
+                .unwrap()
+        };
+        let (mut ours, mut others) = (start("170"), start("1700"));
+        end_left("left over", 170).await;
+        assert!(!ours.wait().unwrap().success());
+        assert!(others.try_wait().unwrap().is_none());
+        end_left("left over", 1700).await;
+        others.wait().unwrap();
     }
 
     #[tokio::test]

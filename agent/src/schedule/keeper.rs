@@ -281,11 +281,7 @@ impl Keeper {
         let Some(broken) = job.running.clone() else { return };
         let config = self.job(name).ok();
         tracing::warn!(job = name, started_ms = broken.started_ms, "a run of this job did not end");
-        if let Some(config) = &config
-            && broken.before_begun
-        {
-            run::owed_after(self, config, &broken).await;
-        }
+        run::owed_after(self, name, &broken).await;
         let retry = config.map(|config| config.retry).unwrap_or_default();
         self.remember(name, move |job| {
             let now_ms = now_ms();

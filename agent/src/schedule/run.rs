@@ -173,6 +173,7 @@ impl Run<'_> {
             started_ms: self.started_ms,
             attempt: self.order.attempt,
             before_begun: false,
+            after: None,
             volumes: self.chosen.iter().map(Chosen::label).collect(),
         };
         let plan = self.order.plan.clone();

@@ -65,6 +65,9 @@ pub(crate) struct RunState {
     pub(crate) attempt: u32,
     /// Whether the hook `before` was begun, so that `after` is owed.
     pub(crate) before_begun: bool,
+    /// That hook as it was configured then, and how long it may take, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) after: Option<(Vec<String>, u64)>,
     /// `POOL/VOLUME` of each.
     pub(crate) volumes: Vec<String>,
 }

@@ -215,6 +215,30 @@ cmp /dev/mapper/stranger /dev/vg/web
 dmsetup remove stranger
 lvremove -qq -y "vg/$stranger"
 clean 0
+# Of a snapshot it says so: nothing of the kind is taken for ours and removed.
+untouched() { # ID...: they are there, and what they were made of; they go
+  for one in "$@"; do
+    dmsetup create stranger --readonly --table "0 65536 thin /dev/mapper/vg-tp-tpool $one"
+    cmp /dev/mapper/stranger /dev/vg/web
+    dmsetup remove stranger
+    dmsetup message vg-tp-tpool 0 "delete $one"
+  done
+}
+quiet volume create lvm:vg/tp/two --size 4M
+next=$(($(id vg/two) + 1))
+dmsetup message vg-tp-tpool 0 "create_snap $next $(id vg/web)"
+dmsetup message vg-tp-tpool 0 "create_snap $((next + 1)) $(id vg/web)"
+refused 1 'File exists' thinbak backup lvm:vg/tp/web lvm:vg/tp/two
+quiet volume list lvm:vg/tp
+untouched "$next" $((next + 1))
+clean 0
+# The second only.
+dmsetup message vg-tp-tpool 0 "create_snap $((next + 1)) $(id vg/web)"
+refused 1 'File exists' thinbak backup lvm:vg/tp/two lvm:vg/tp/web
+quiet volume list lvm:vg/tp
+untouched $((next + 1))
+clean 0
+quiet volume remove lvm:vg/tp/two
 
 # Nothing is asked of LVM while the origin is suspended.
 dmsetup suspend vg-web
@@ -235,6 +259,14 @@ refused 5 'depends on it' thinbak volume remove lvm:vg/tp/needed
 lvremove -qq -y vg/cow
 quiet volume remove lvm:vg/tp/needed
 quiet backup lvm:vg/tp/web
+clean 1
+
+# Nor does it hurt somebody's device that a volume is to be replaced.
+next=$(($(id "vg/$(own | tr -d ' ')") + 1))
+dmsetup message vg-tp-tpool 0 "create_snap $next $(id vg/web)"
+refused 1 'File exists' thinbak restore vg/tp/web:latest --in-place=lvm:vg/tp/web
+quiet volume list lvm:vg/tp
+untouched "$next"
 clean 1
 
 # SIGKILL, as soon as something is there.

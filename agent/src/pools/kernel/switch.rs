@@ -17,7 +17,10 @@
 
 use std::{fs::File, os::unix::fs::OpenOptionsExt as _, sync::Arc, thread, time::Duration};
 
-use rustix::{fs::OFlags, io::Errno};
+use rustix::{
+    fs::{Advice, OFlags, fadvise},
+    io::Errno,
+};
 use serde::{Deserialize, Serialize};
 use thinbak_engine::{DeviceId, MetadataView, Role, Volume, format::SECTOR_BYTES};
 use thinbak_proto::{Failed, FailureKind};
@@ -134,8 +137,9 @@ impl KernelPool {
             // What is in force counts, not what was answered.
             let in_force = inner.is_in_force(switch.to);
             if !in_force? {
-                inner.undo_switch(switch)?;
+                let undone = inner.undo_switch(switch);
                 inner.resume_left(&active.name);
+                undone?;
                 done?;
                 let message = format!("replace {name}: its new table did not come into force");
                 return Err(Failed::new(FailureKind::Failed, message));
@@ -143,6 +147,10 @@ impl KernelPool {
             if let Err(error) = done {
                 tracing::warn!(pool = inner.name, device = active.name, %error, "the new table is in force all the same");
                 inner.resume_left(&active.name);
+            }
+            // What was read of the former device meanwhile is not what is there now.
+            if let Err(error) = fadvise(&held, 0, None, Advice::DontNeed) {
+                tracing::warn!(pool = inner.name, device = active.name, %error, "the cache of the former content stays");
             }
             drop(held);
         }
@@ -231,6 +239,7 @@ impl Inner {
             if self.mapper.info(&active.name)?.is_some_and(|info| info.has_inactive_table) {
                 self.mapper.clear(&active.name)?;
             }
+            self.resume_left(&active.name);
         }
         self.book.lock().change(|book| {
             book.end_switch(switch);

@@ -5,29 +5,27 @@ use std::time::Duration;
 use thinbak_proto::{Failed, FailureKind};
 
 use super::{Chosen, Run};
-use crate::{
-    config::JobConfig,
-    schedule::{
-        hooks::{Hook, lines},
-        keeper::Keeper,
-        scheduler::Again,
-        state::RunState,
-    },
+use crate::schedule::{
+    hooks::{self, Hook, lines},
+    keeper::Keeper,
+    scheduler::Again,
+    state::RunState,
 };
 
 /// How long `after` may take when the agent is told to stop: systemd waits for no more than the unit's `TimeoutStopSec`.
 const LIMIT_AT_THE_END: Duration = Duration::from_secs(30);
 
-/// Runs the hook `after` of a run that ended with its process.
-pub(in crate::schedule) async fn owed_after(keeper: &Keeper, job: &JobConfig, broken: &RunState) {
-    let Some(words) = &job.hooks.after else { return };
-    let mut variables = variables(job, broken.attempt, lines(broken.volumes.iter().map(String::as_str)));
+/// Ends the hooks of a run that ended with its process, and runs `after`.
+pub(in crate::schedule) async fn owed_after(keeper: &Keeper, job: &str, broken: &RunState) {
+    hooks::end_left(job, broken.started_ms).await;
+    let Some((words, limit_ms)) = broken.after.as_ref().filter(|_| broken.before_begun) else { return };
+    let mut variables = variables(job, broken, lines(broken.volumes.iter().map(String::as_str)));
     variables.push(("THINBAK_RESULT", "interrupted".to_owned()));
     variables.push(("THINBAK_FAILED_VOLUMES", String::new()));
     variables.push(("THINBAK_ERROR", "the agent ended in the middle of the run".to_owned()));
-    let hook = Hook { name: "after", words, limit: job.hooks.timeout, variables };
+    let hook = Hook { name: "after", words, limit: Duration::from_millis(*limit_ms), variables };
     if let Err(why) = hook.run(late(keeper)).await {
-        tracing::error!(job = job.name, why, "the hook that a broken run left to be run failed");
+        tracing::error!(job, why, "the hook that a broken run left to be run failed");
     }
 }
 
@@ -41,9 +39,13 @@ impl Run<'_> {
     /// Runs `before`, if there is one. Whether the backup may begin.
     pub(super) async fn before(&mut self) -> bool {
         let Some(words) = self.job().hooks.before.clone() else { return true };
+        let hooks = &self.job().hooks;
+        let limit_ms = u64::try_from(hooks.timeout.as_millis()).unwrap_or(u64::MAX);
+        let after = hooks.after.clone().map(|words| (words, limit_ms));
         self.remember(|job| {
             if let Some(running) = &mut job.running {
                 running.before_begun = true;
+                running.after = after;
             }
         })
         .await;
@@ -106,7 +108,9 @@ impl Run<'_> {
 
     fn variables(&self) -> Vec<(&'static str, String)> {
         let labels: Vec<_> = self.chosen.iter().map(Chosen::label).collect();
-        variables(self.job(), self.order.attempt, lines(labels.iter().map(String::as_str)))
+        let run =
+            RunState { attempt: self.order.attempt, started_ms: self.started_ms, ..RunState::default() };
+        variables(&self.job().name, &run, lines(labels.iter().map(String::as_str)))
     }
 
     /// How it went so far.
@@ -125,16 +129,17 @@ impl Run<'_> {
     }
 }
 
-fn variables(job: &JobConfig, attempt: u32, volumes: String) -> Vec<(&'static str, String)> {
-    let kind = match attempt {
+fn variables(job: &str, run: &RunState, volumes: String) -> Vec<(&'static str, String)> {
+    let kind = match run.attempt {
         0 => "manual",
         1 => "schedule",
         _ => "retry",
     };
     vec![
-        ("THINBAK_JOB", job.name.clone()),
+        ("THINBAK_JOB", job.to_owned()),
         ("THINBAK_RUN", kind.to_owned()),
-        ("THINBAK_ATTEMPT", attempt.to_string()),
+        ("THINBAK_ATTEMPT", run.attempt.to_string()),
+        ("THINBAK_STARTED_MS", run.started_ms.to_string()),
         ("THINBAK_VOLUMES", volumes),
     ]
 }

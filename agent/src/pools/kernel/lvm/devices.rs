@@ -1,17 +1,23 @@
 //! Making and removing volumes by LVM's commands.
 
-use thinbak_engine::{Kind, PoolMode, Role, Volume, embedded::check_snapshot_name, format::SECTOR_BYTES};
+use thinbak_engine::{
+    DeviceInfo, Kind, MetadataView, PoolMode, Role, ViewError, Volume, embedded::check_snapshot_name,
+    format::SECTOR_BYTES,
+};
 use thinbak_proto::{Failed, FailureKind};
 use uuid::Uuid;
 
 use super::{
-    super::{book::Entry, content::HeadContent, volumes::stale},
+    super::{book::Entry, content::HeadContent, lease, survey::is_that_of, volumes::stale},
     LvmPool, command,
     command::CommandError,
     name::{self, OWN_PREFIX, check_lvm_name, own_name},
     report::{Group, Logical},
 };
-use crate::{pools::pool::Content as _, volume::write_zeros};
+use crate::{
+    pools::{failure::of_view, pool::Content as _},
+    volume::write_zeros,
+};
 
 impl LvmPool {
     /// A volume of this pool, as LVM and as we see it.
@@ -73,6 +79,7 @@ impl LvmPool {
                 }
             }
         }
+        self.seen(&taken).inspect_err(|_| self.give_up(&taken))?;
         Ok(taken)
     }
 
@@ -86,7 +93,7 @@ impl LvmPool {
         self.make(entry, Some(origin.identity), &["--type", "thin", "-pr", "-ky", &path], tags)
     }
 
-    fn give_up(&self, taken: &[Volume]) {
+    pub(super) fn give_up(&self, taken: &[Volume]) {
         for one in taken {
             if let Err(error) = self.remove_own(one.uuid) {
                 let device = one.device;
@@ -116,7 +123,7 @@ impl LvmPool {
             return Err(Failed::new(FailureKind::Refused, format!("`{volume}@{snapshot}` exists already")));
         }
         let made = self.take_one(origin, Role::Candidate { of: of.uuid }, &name::tags(&role))?;
-        let named = self.seen(&made).and_then(|_| {
+        let named = self.seen(std::slice::from_ref(&made)).and_then(|_| {
             self.kernel.inner.book.lock().change(|book| {
                 let entry = book.by_identity(made.uuid).cloned().ok_or_else(|| stale(&made.name))?;
                 let entry = Entry { role, ..entry };
@@ -127,13 +134,30 @@ impl LvmPool {
         named.inspect_err(|_| self.give_up(&[made]))
     }
 
-    /// How much a device maps that LVM says it just made, in blocks: it must be in the pool, and no older than that.
-    fn seen(&self, made: &Volume) -> Result<u64, Failed> {
-        let entry = self.kernel.inner.book.lock().contents().by_identity(made.uuid).cloned();
-        let entry = entry.ok_or_else(|| stale(&made.name))?;
-        let found = self.kernel.survey()?;
-        let info = found.get(&made.device).filter(|info| info.details.creation_time >= entry.not_before);
-        info.map(|info| info.details.mapped_blocks).ok_or_else(|| self.not_made(made))
+    /// What the pool has of devices that LVM says it just made: they must be there, and no older than that. Those that are
+    /// not are somebody else's from now on.
+    pub(super) fn seen(&self, made: &[Volume]) -> Result<Vec<DeviceInfo>, Failed> {
+        let look = |view: &MetadataView| made.iter().map(|one| view.device(one.device)).collect();
+        let found: Result<Vec<Option<DeviceInfo>>, ViewError> = lease::look_once(&self.kernel.inner, look)?;
+        let (mut seen, mut refused) = (Vec::with_capacity(made.len()), None);
+        for (one, info) in made.iter().zip(found.map_err(of_view)?) {
+            match self.prove_made(one, info)? {
+                Some(info) => seen.push(info),
+                None => refused = refused.or(Some(self.not_made(one))),
+            }
+        }
+        refused.map_or(Ok(seen), Err)
+    }
+
+    /// Notes what a device is known by from now on; `None` if it is not the one that was made.
+    fn prove_made(&self, made: &Volume, found: Option<DeviceInfo>) -> Result<Option<DeviceInfo>, Failed> {
+        self.kernel.inner.book.lock().change(|book| {
+            let entry = book.by_identity(made.uuid).cloned().ok_or_else(|| stale(&made.name))?;
+            let Some(info) = found.filter(|info| is_that_of(&entry, info)) else { return Ok(None) };
+            let born = Some((info.details.transaction_id, info.details.creation_time));
+            book.put(Entry { born, ..entry });
+            Ok(Some(info))
+        })
     }
 
     /// What LVM calls ours is none of ours: it is not removed by us any more, as somebody's device would go with it.
@@ -178,7 +202,10 @@ impl LvmPool {
         let words = ["-V", &size, "--thinpool", &self.place.pool, &self.place.group];
         let made = self.make(entry, None, &words, &name::tags(&Role::Head))?;
         let skips_zeroing = inner.found.line.table.features.skip_block_zeroing;
-        let checked = self.seen(&made).and_then(|mapped| match (mapped, skips_zeroing) {
+        let mapped = self
+            .seen(std::slice::from_ref(&made))
+            .map(|seen| seen.iter().map(|info| info.details.mapped_blocks).sum::<u64>());
+        let checked = mapped.and_then(|mapped| match (mapped, skips_zeroing) {
             (0, false) => Ok(()),
             // LVM zeroes the first bytes where the pool zeroes nothing; what else is in their block may be anybody's.
             (0 | 1, true) => self.zero_first_block(&made),
@@ -259,17 +286,23 @@ impl LvmPool {
 
     /// Removes a volume of ours that was just made, if it is in the pool.
     fn remove_seen(&self, identity: Uuid) {
-        let Some(made) = self.known(identity) else { return };
-        if let Err(error) = self.seen(&made).and_then(|_| self.remove_own(identity)) {
-            tracing::warn!(volume = made.name, %error, "a private volume is left");
+        if let Err(error) = self.remove_own(identity) {
+            tracing::warn!(%identity, %error, "a private volume is left");
         }
     }
 
-    /// Removes a volume of ours; one that is not there is no error.
+    /// Removes a volume of ours; one that is not there is no error. One that was not seen in the pool yet is looked at
+    /// first: LVM may show somebody's device under its name.
     pub(super) fn remove_own(&self, identity: Uuid) -> Result<(), Failed> {
         let group = self.changeable()?;
         let own = self.own.lock().get(&identity).cloned();
         if let Some(own) = own {
+            let entry = self.kernel.inner.book.lock().contents().by_identity(identity).cloned();
+            if entry.as_ref().is_some_and(|entry| entry.role.is_transient() && entry.born.is_none())
+                && let Some(made) = self.known(identity)
+            {
+                self.seen(&[made])?;
+            }
             if self.known(identity).is_none_or(|known| known.kind == Kind::Volume) {
                 let message = format!("{} shows a device that is not thinbak's", self.place.path(&own.name));
                 return Err(Failed::new(FailureKind::Refused, message).with_hint("it was left alone"));

@@ -44,7 +44,9 @@ impl LvmPool {
         let entry = inner.new_entry(size_bytes, Role::Head, inner.clock(1)?.saturating_add(1))?;
         self.wait_for_hands(&origin.name)?;
         let words = ["--type", "thin", "-kn", "-ay", &path];
-        self.make(entry, Some(origin.identity), &words, &name::tags(&Role::Head))
+        let made = self.make(entry, Some(origin.identity), &words, &name::tags(&Role::Head))?;
+        self.seen(std::slice::from_ref(&made)).inspect_err(|_| self.give_up(std::slice::from_ref(&made)))?;
+        Ok(made)
     }
 
     /// Lets a snapshot of a volume take its place.
