@@ -15,6 +15,7 @@ mod output;
 pub mod pools;
 pub mod repository_client;
 pub mod schedule;
+mod shape;
 pub mod sink;
 pub mod source;
 pub mod stream;

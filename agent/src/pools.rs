@@ -36,7 +36,7 @@ pub(crate) use self::{
 pub use self::{
     failure::failed,
     manager::PoolManager,
-    pool::{Content, Frozen, HeldMsnap, ThinPool},
+    pool::{Content, Frozen, HeldMsnap, PoolParts, ThinPool},
     running::{JobTable, RunningJobGuard, VolumeLock},
     service::PoolsService,
 };

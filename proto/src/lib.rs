@@ -52,6 +52,16 @@ pub const MAX_MESSAGE_LEN: usize = 4 * 1024 * 1024;
 /// costs a wake-up.
 pub const FRAME_LEN: u32 = 256 * 1024;
 
+/// The last part of the name under which a repository has what a pool looked like: HOST/POOL/.shape. No volume of a pool can
+/// have a name that begins with a dot.
+pub const SHAPE_VOLUME: &str = ".shape";
+
+/// Whether a name on a server is that of something else than a volume of a pool.
+#[must_use]
+pub fn is_hidden(name: &str) -> bool {
+    name.rsplit('/').next().is_some_and(|last| last.starts_with('.'))
+}
+
 /// Chunk codec: the stored bytes are the plain bytes.
 pub const CODEC_PLAIN: u32 = 0;
 /// Chunk codec: one zstd frame.

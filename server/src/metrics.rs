@@ -21,6 +21,8 @@ use prometheus_client::{
 
 pub use http::serve_metrics;
 
+use thinbak_proto::is_hidden;
+
 use crate::{health::State, repository::Repository};
 
 /// Volumes that get a time series each; the rest is counted in `thinbak_volumes` only.
@@ -203,7 +205,8 @@ async fn verification(repository: &Repository, registry: &mut Registry) {
 async fn volumes(repository: &Repository, registry: &mut Registry) {
     let Ok(volumes) = repository.catalogue.volumes("", MAX_VOLUMES).await else { return };
     let last = Family::<OfVolume, Gauge<f64, AtomicU64>>::default();
-    for volume in volumes {
+    // What a pool looks like is stored when that has changed: long ago is no failure.
+    for volume in volumes.into_iter().filter(|volume| !is_hidden(&volume.name)) {
         let seconds = volume.latest_created_at_ms as f64 / 1000.0;
         last.get_or_create(&OfVolume { volume: volume.name }).set(seconds);
     }

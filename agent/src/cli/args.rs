@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub(super) use self::daemon::{Agent, Job};
-pub(super) use self::pool::{Discards, Permission, Pool, PoolCreate, PoolFeatures, YesNo};
+pub(super) use self::pool::{Discards, Permission, Pool, PoolCreate, PoolFeatures, PoolRebuild, YesNo};
 use self::trust::TrustArgs;
 use super::collect::Collect;
 use super::grammar::{self, GenerationArg, GenerationsArg, MetadataArg, VolumeArg, VolumeOrGeneration};

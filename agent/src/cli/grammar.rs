@@ -240,6 +240,15 @@ pub(super) fn size_or_zero(text: &str) -> Result<u64, String> {
     if text == "0" { Ok(0) } else { size(text) }
 }
 
+/// A number from 1 on, or `all`, which is 0.
+pub(super) fn count_or_all(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        _ if text == "all" => Ok(0),
+        Ok(0) | Err(_) => Err("a number from 1 on, or `all`".to_owned()),
+        Ok(count) => Ok(count),
+    }
+}
+
 /// `5%` or `0.05`: a share above 0, at most all.
 pub(super) fn share(text: &str) -> Result<f64, String> {
     let (number, scale) = match text.strip_suffix('%') {

@@ -10,6 +10,7 @@ use super::{
     Context,
     args::{Discards, Permission, Pool, PoolCreate, PoolFeatures, YesNo},
     grammar::MetadataArg,
+    rebuild, shape,
     stop::{DAMAGED, Stop},
 };
 use crate::{
@@ -39,6 +40,8 @@ async fn call(context: &Context, mut pools: Client, command: Pool) -> Result<(),
             show(context, &made)
         }
         Pool::List => list(context, pools).await,
+        Pool::Shape { pool, volume_group } => shape::run(context, &pool, volume_group).await,
+        Pool::Rebuild(rebuild) => rebuild::run(context, rebuild).await,
         Pool::Status { pool } => {
             let info = pools.pool_status(PoolRequest { pool }).await?.into_inner();
             show(context, &info)

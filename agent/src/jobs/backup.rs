@@ -9,6 +9,7 @@ use std::{
     time::Instant,
 };
 
+use parking_lot::Mutex;
 use thinbak_engine::{Base, Point};
 use thinbak_proto::{
     Failed, FailureKind,
@@ -33,6 +34,7 @@ use super::{
 use crate::{
     pools::{Candidate, PoolManager, ThinPool, VolumeLock, with_notes},
     repository_client::{RepositoryConnection, connect},
+    shape,
     sink::GenerationSink,
     source::{ChangeList, PoolSource},
     stream::{Paced, Progress, pump},
@@ -73,6 +75,8 @@ struct Backup<'a> {
     group: String,
     /// Names of the volumes that the server knows, by uuid.
     known: HashMap<String, String>,
+    /// What the next summary tells beside its volume.
+    notes: Mutex<Vec<String>>,
 }
 
 /// The volumes of one pool, with the locks that keep other jobs away from them.
@@ -120,6 +124,7 @@ impl<'a> Backup<'a> {
             request,
             group: if request.group { Uuid::new_v4().to_string() } else { String::new() },
             known,
+            notes: Mutex::default(),
         })
     }
 
@@ -135,6 +140,9 @@ impl<'a> Backup<'a> {
             }
             let any_moments = self.group.is_empty() || self.request.writers_paused;
             pools.iter().try_for_each(|pool| pool.pool.check_group(pool.dues.len(), any_moments))?;
+            if attempt == 1 {
+                self.store_shapes(&pools).await;
+            }
             // The volumes of a group are of one moment: none is repeated alone.
             let last = attempt == ATTEMPTS || !self.group.is_empty();
             volumes = Vec::new();
@@ -146,6 +154,17 @@ impl<'a> Backup<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Stores what the pools look like. Where that cannot be, the volumes are backed up all the same, and it is told.
+    async fn store_shapes(&self, pools: &[PoolDues]) {
+        for PoolDues { pool, .. } in pools {
+            if let Err(failed) = shape::store(self.connection, &self.host, pool).await {
+                let note = format!("what pool {} looks like was not stored: {failed}", pool.name());
+                tracing::warn!(pool = pool.name(), error = %failed, "what the pool looks like was not stored");
+                self.notes.lock().push(note);
+            }
+        }
     }
 
     /// Opens what the request names. A group with a volume that cannot be had is refused as a whole.
@@ -300,7 +319,10 @@ impl<'a> Backup<'a> {
     /// Tells how a volume's backup ended. True: not told, it is to be tried again.
     async fn report(&self, name: &str, outcome: Result<JobSummary, Halt>, last: bool) -> bool {
         match outcome {
-            Ok(summary) => self.events.summary(summary).await,
+            Ok(mut summary) => {
+                summary.notes.append(&mut std::mem::take(&mut *self.notes.lock()));
+                self.events.summary(summary).await;
+            }
             Err(Halt::Damage(failed)) if !last => {
                 tracing::warn!(
                     volume = name,

@@ -15,7 +15,7 @@ use self::content::EmbeddedContent;
 use super::{
     failure::{failed, of_pool, of_view},
     info,
-    pool::{Content, Frozen, HeldMsnap, ThinPool},
+    pool::{Content, Frozen, HeldMsnap, PoolParts, ThinPool, part},
 };
 
 impl ThinPool for EmbeddedPool {
@@ -48,6 +48,11 @@ impl ThinPool for EmbeddedPool {
             (volume, blocks.saturating_mul(block_bytes))
         });
         Ok(listed.collect())
+    }
+
+    fn parts(&self) -> Result<PoolParts, Failed> {
+        let volumes = self.volumes().into_iter().filter_map(part);
+        Ok(PoolParts { parts: volumes.collect(), volume_group: String::new() })
     }
 
     fn volume(&self, name: &str) -> Result<Volume, Failed> {

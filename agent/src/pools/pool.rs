@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use thinbak_engine::{Base, DeviceId, MetadataView, Point, Roots, Volume};
+use thinbak_engine::{Base, DeviceId, Kind, MetadataView, Point, Roots, Volume};
 use thinbak_proto::{Failed, v1::PoolInfo};
 use uuid::Uuid;
 
@@ -22,6 +22,8 @@ pub trait ThinPool: Send + Sync {
 
     /// All volumes and snapshots and the devices that are not known, each with its mapped bytes; no private devices.
     fn list(&self) -> Result<Vec<(Volume, u64)>, Failed>;
+    /// What there is, without what thinbak keeps for itself, by those who manage the pool: no metadata are read for it.
+    fn parts(&self) -> Result<PoolParts, Failed>;
     /// The volume of this name.
     fn volume(&self, name: &str) -> Result<Volume, Failed>;
     /// The snapshot or base of this name.
@@ -105,6 +107,27 @@ pub trait ThinPool: Send + Sync {
 
     /// Opens a device for reading, and for writing if it is not read-only.
     fn content(self: std::sync::Arc<Self>, volume: &Volume) -> Result<Box<dyn Content>, Failed>;
+}
+
+/// What a pool consists of beside content.
+#[derive(Debug, Clone, Default)]
+pub struct PoolParts {
+    /// Volumes and snapshots, each with the name of the volume in the pool that it was made a snapshot of, if there is one.
+    pub parts: Vec<(Volume, Option<String>)>,
+    /// The volume group as LVM's own tools write it; empty where LVM is not involved.
+    pub volume_group: String,
+}
+
+/// A volume or snapshot of a registry as a part of its pool.
+pub(super) fn part(volume: Volume) -> Option<(Volume, Option<String>)> {
+    match &volume.kind {
+        Kind::Volume => Some((volume, None)),
+        Kind::Snapshot { of } => {
+            let of = of.clone();
+            Some((volume, Some(of)))
+        }
+        _ => None,
+    }
 }
 
 /// The content of a device of a pool. Offsets and lengths in bytes, inside the device. All methods block.

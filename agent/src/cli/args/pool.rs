@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use crate::cli::grammar::{self, MetadataArg};
+use crate::cli::grammar::{self, MetadataArg, VolumeOrGeneration};
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum Pool {
@@ -51,6 +51,27 @@ Block devices have their size already: all of it is taken into use.")]
 
 Whether discards are ignored can be changed only while no job is running on the pool.")]
     Set(PoolSet),
+    /// What a pool looked like when it was backed up last
+    #[command(after_help = "Examples:
+  thinbak pool shape fast
+  thinbak pool shape db1/vg/tp:2026-11-23 --volume-group > vg.txt")]
+    Shape {
+        /// Also of another host, and as it was earlier
+        #[arg(value_name = "[HOST/]POOL[:GEN]")]
+        pool: VolumeOrGeneration,
+        /// Print only LVM's description of the volume group, as vgcfgrestore reads it
+        #[arg(long, conflicts_with = "json")]
+        volume_group: bool,
+    },
+    /// Make a pool that is gone anew, and restore its volumes
+    #[command(after_help = "Examples:
+  thinbak pool rebuild fast --to fast --dry-run
+  thinbak pool rebuild db1/vg/tp --to lvm:vg0/tp
+  thinbak pool rebuild fast:2026-11-23T16:00 --to old --generations all
+
+A pool of thinbak's own is made where there is none; one of the kernel or LVM must be there and empty. Exit code 3: not all
+volumes could be restored.")]
+    Rebuild(PoolRebuild),
     /// Remove a pool with all its volumes
     Remove {
         #[arg(value_parser = grammar::pool)]
@@ -98,6 +119,25 @@ pub(in crate::cli) struct PoolCreate {
     pub(in crate::cli) metadata: Option<String>,
     #[command(flatten)]
     pub(in crate::cli) features: PoolFeatures,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct PoolRebuild {
+    /// The pool as the repository knows it; with a time: as it was then
+    #[arg(value_name = "[HOST/]POOL[:GEN]")]
+    pub(in crate::cli) from: VolumeOrGeneration,
+    /// The pool to restore to
+    #[arg(long, value_name = "POOL", value_parser = grammar::pool)]
+    pub(in crate::cli) to: String,
+    /// How many generations of each volume: the newest becomes the volume, the others its snapshots
+    #[arg(long, value_name = "N|all", default_value = "1", value_parser = grammar::count_or_all)]
+    pub(in crate::cli) generations: u32,
+    /// Go on with a rebuild that ended in the middle: volumes that are there are left as they are
+    #[arg(long)]
+    pub(in crate::cli) resume: bool,
+    /// Print what would be restored, and what cannot be
+    #[arg(long)]
+    pub(in crate::cli) dry_run: bool,
 }
 
 #[derive(Debug, Args)]

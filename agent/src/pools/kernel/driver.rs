@@ -17,7 +17,7 @@ use super::{
 use crate::pools::{
     Candidate,
     failure::of_view,
-    pool::{Content, Frozen, HeldMsnap, ThinPool},
+    pool::{Content, Frozen, HeldMsnap, PoolParts, ThinPool, part},
 };
 
 impl ThinPool for KernelPool {
@@ -43,6 +43,12 @@ impl ThinPool for KernelPool {
 
     fn list(&self) -> Result<Vec<(Volume, u64)>, Failed> {
         self.list_volumes()
+    }
+
+    fn parts(&self) -> Result<PoolParts, Failed> {
+        let book = self.inner.book.lock();
+        let volumes = book.contents().devices.iter().map(|entry| book.contents().to_volume(entry));
+        Ok(PoolParts { parts: volumes.filter_map(part).collect(), volume_group: String::new() })
     }
 
     fn volume(&self, name: &str) -> Result<Volume, Failed> {

@@ -72,6 +72,16 @@ pub(super) fn has_group(name: &str) -> Result<bool, CommandError> {
     Ok(String::from_utf8_lossy(&said).lines().any(|line| line.trim() == name))
 }
 
+/// A volume group in the words of `vgcfgbackup`, which `vgcfgrestore` reads.
+pub(super) fn describe(group: &str) -> Result<String, Failed> {
+    let failed = |error: io::Error| Failed::new(FailureKind::Failed, format!("vgcfgbackup: {error}"));
+    let place = tempfile::tempdir().map_err(failed)?;
+    let path = place.path().join("group");
+    let words = ["vgcfgbackup", "-qq", "-f", &path.to_string_lossy(), group];
+    run(&words, REPORT_LIMIT, true)?;
+    std::fs::read_to_string(&path).map_err(failed)
+}
+
 /// Runs a command that changes something: its name and its arguments.
 pub(super) fn change(words: &[&str]) -> Result<(), CommandError> {
     let Some((name, arguments)) = words.split_first() else { return Ok(()) };

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::pools::{
     Candidate,
-    pool::{Content, Frozen, HeldMsnap, ThinPool},
+    pool::{Content, Frozen, HeldMsnap, PoolParts, ThinPool, part},
 };
 
 impl ThinPool for LvmPool {
@@ -61,6 +61,22 @@ impl ThinPool for LvmPool {
             .collect();
         listed.sort_by_key(|(volume, _)| volume.device.get());
         Ok(listed)
+    }
+
+    fn parts(&self) -> Result<PoolParts, Failed> {
+        let group = self.refresh()?;
+        let origins: HashMap<DeviceId, &str> = sync::thin_volumes(&group, &self.pool_uuid)
+            .filter_map(|logical| Some((logical.device?, logical.origin.as_str())))
+            .filter(|(_, origin)| !origin.is_empty())
+            .collect();
+        let volume_group = command::describe(&self.place.group)?;
+        let book = self.kernel.inner.book.lock();
+        let volumes = book.contents().devices.iter().map(|entry| book.contents().to_volume(entry));
+        let parts = volumes.filter_map(part).map(|(volume, of)| {
+            let origin = origins.get(&volume.device).map(|origin| (*origin).to_owned());
+            (volume, of.or(origin))
+        });
+        Ok(PoolParts { parts: parts.collect(), volume_group })
     }
 
     fn volume(&self, name: &str) -> Result<Volume, Failed> {

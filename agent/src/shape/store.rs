@@ -1,0 +1,80 @@
+//! Storing the shape of a pool.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use thinbak_proto::{
+    Failed, FailureKind, SHAPE_VOLUME,
+    v1::{
+        self, BackupBegin, GenerationSelector, GetGenerationRequest, VolumeName, generation_selector::Which,
+    },
+};
+
+use super::{Shape, derived};
+use crate::{
+    pools::{ThinPool, blocking, now_ms},
+    repository_client::RepositoryConnection,
+    sink::{Commit, GenerationSink},
+    stream::{BATCH_LEN, Content, Extent, Sink as _},
+};
+
+/// Stores what a pool looks like, if that is not what is stored already.
+pub(crate) async fn store(
+    connection: &RepositoryConnection,
+    host: &str,
+    pool: &Arc<dyn ThinPool>,
+) -> Result<(), Failed> {
+    let (engine, of_host) = (Arc::clone(pool), host.to_owned());
+    let shape = blocking(move || {
+        let (info, parts) = (engine.info()?, engine.parts()?);
+        Ok(Shape::of(&of_host, engine.uuid(), &info, parts))
+    })
+    .await?;
+    let name = format!("{host}/{}/{SHAPE_VOLUME}", pool.name());
+    let identity = shape.identity()?.to_string();
+    if stored(connection, &name).await?.is_some_and(|point| point.identity == identity) {
+        return Ok(());
+    }
+    let bytes = Bytes::from(shape.encode()?);
+    let size_bytes = bytes.len() as u64;
+    let begin = BackupBegin {
+        volume_uuid: derived("thinbak pool with a shape", &[host.as_bytes(), pool.uuid().as_bytes()])
+            .to_string(),
+        volume_name: name,
+        // A pool that was made anew under the name has another identity.
+        adopt: true,
+        size_bytes,
+        point: Some(v1::Point {
+            identity,
+            pool_uuid: pool.uuid().to_string(),
+            created_at_ms: now_ms(),
+            size_bytes,
+            block_bytes: pool.block_bytes(),
+            ..v1::Point::default()
+        }),
+        ..BackupBegin::default()
+    };
+    let mut sink = GenerationSink::begin(connection.ingest(), begin).await?;
+    for (at, piece) in (0_u64..).step_by(BATCH_LEN).zip(bytes.chunks(BATCH_LEN)) {
+        let content = Content::Data(bytes.slice_ref(piece));
+        sink.apply(vec![Extent { offset: at, content }]).await?;
+    }
+    sink.finish().await?;
+    match sink.commit().await? {
+        Commit::Done { .. } => Ok(()),
+        _ => Err(Failed::new(FailureKind::Failed, "the server found damage while it was stored")),
+    }
+}
+
+/// The moment that the newest stored shape is of.
+async fn stored(connection: &RepositoryConnection, name: &str) -> Result<Option<v1::Point>, Failed> {
+    let request = GetGenerationRequest {
+        volume: Some(VolumeName { name: name.to_owned(), host: String::new() }),
+        selector: Some(GenerationSelector { which: Some(Which::Latest(true)) }),
+    };
+    match connection.repository().get_generation(request).await.map_err(Failed::from) {
+        Ok(generation) => Ok(generation.into_inner().point),
+        Err(failed) if failed.kind == FailureKind::NotFound => Ok(None),
+        Err(failed) => Err(failed),
+    }
+}
