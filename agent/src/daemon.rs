@@ -49,6 +49,8 @@ pub async fn serve(
     check_jobs(settings)?;
     let Listening { listener, guard } = listen::listen(&settings.socket)?;
     let manager = PoolManager::with_guard(settings.state_dir.clone(), settings.guard);
+    let settling = Arc::clone(&manager);
+    tokio::task::spawn_blocking(move || settling.settle_lvm());
     let keeper = Keeper::new(Arc::clone(&manager), settings.clone(), read_settings);
     let _beside = Beside::start(settings, &keeper).await?;
     let kept = tokio::spawn(keep(Arc::clone(&keeper)));

@@ -1,7 +1,7 @@
 //! `thinbak generation`.
 
 use thinbak_proto::{
-    Failed, FailureKind,
+    Failed, FailureKind, is_hidden,
     v1::{
         DeleteGenerationRequest, DeletedGeneration, Generation as Found, GetGenerationRequest,
         ListGenerationsRequest, ListGenerationsResponse, ProtectGenerationRequest, UndeleteGenerationRequest,
@@ -74,8 +74,16 @@ impl Pages<'_> {
                 page_token,
                 ..ListGenerationsRequest::default()
             };
-            let page = client.list_generations(request).await?.into_inner();
+            let mut page = client.list_generations(request).await?.into_inner();
             page_token = page.next_page_token.clone();
+            // What pools looked like is shown where it is asked for.
+            if self.volume.is_none() {
+                page.generations.retain(|generation| !is_hidden(&generation.volume_name));
+                let name = |deleted: &DeletedGeneration| {
+                    deleted.generation.as_ref().map(|generation| generation.volume_name.clone())
+                };
+                page.deleted.retain(|deleted| !name(deleted).is_some_and(|name| is_hidden(&name)));
+            }
             take(page)?;
             if page_token.is_empty() {
                 return Ok(());

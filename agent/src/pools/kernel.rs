@@ -44,7 +44,10 @@ pub(crate) use self::watchdog::watch;
 use self::{book::Book, lease::Turn, lock::HostLock, look::Found, mapper::Mapper, reread::Reread};
 pub(super) use self::{
     look::{look, pools_of_host},
-    lvm::{LvmPlace, LvmPool, look as look_at_lvm, pools_of_host as lvm_pools_of_host},
+    lvm::{
+        LvmPlace, LvmPool, look as look_at_lvm, pools_of_host as lvm_pools_of_host,
+        pools_with_books as lvm_pools_with_books,
+    },
 };
 
 /// A thin pool of the device-mapper, open for this process alone.

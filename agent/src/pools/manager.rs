@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{
     ThinPool,
     failure::{hint_at_agent, while_doing},
-    kernel::{KernelPool, LvmPlace, LvmPool},
+    kernel::{KernelPool, LvmPlace, LvmPool, lvm_pools_with_books},
     known::KnownPools,
     place::PoolSpec,
     running::{JobTable, VolumeLock, VolumeLocks},
@@ -105,6 +105,17 @@ impl PoolManager {
         drop(pools);
         let pools = std::mem::take(&mut *self.mapped.lock());
         drop(pools);
+    }
+
+    /// Opens the pools of LVM once that were worked with: what a process left in them that was killed, an inactive volume of
+    /// somebody's say, is brought in order then.
+    pub(crate) fn settle_lvm(&self) {
+        for place in lvm_pools_with_books(self.known.state_dir()) {
+            let name = place.to_string();
+            if let Err(error) = self.open_lvm(place) {
+                tracing::warn!(pool = name, %error, "what was left in the pool could not be looked after");
+            }
+        }
     }
 
     fn open_mapped(&self, name: &str) -> Result<Arc<KernelPool>, Failed> {

@@ -74,7 +74,7 @@ impl Plan {
                 })
             });
             let document = serde_json::json!({
-                "type": "plan",
+                "message_type": "plan",
                 "pool": self.shape.pool,
                 "stored_at_ms": self.stored_ms,
                 "volumes": volumes.collect::<Vec<_>>(),

@@ -173,6 +173,18 @@ pub(in crate::pools) fn look(place: &LvmPlace, state_dir: &Path) -> Result<PoolI
 
 /// The thin pools of LVM on this host; none where none is active, or where they are not for us.
 pub(in crate::pools) fn pools_of_host() -> Vec<LvmPlace> {
+    pools_where(|_, _| true)
+}
+
+/// Those of them that thinbak has worked with.
+pub(in crate::pools) fn pools_with_books(state_dir: &Path) -> Vec<LvmPlace> {
+    if !state_dir.join("lvm").is_dir() {
+        return Vec::new();
+    }
+    pools_where(|group, pool| book_path(state_dir, &group.uuid, &pool.uuid).exists())
+}
+
+fn pools_where(is_wanted: impl Fn(&Group, &Logical) -> bool) -> Vec<LvmPlace> {
     let Ok(mapper) = Mapper::open() else { return Vec::new() };
     let is_pool = |name: &str| {
         let info = mapper.info(name).ok().flatten().filter(|info| info.uuid.starts_with("LVM-"));
@@ -187,7 +199,7 @@ pub(in crate::pools) fn pools_of_host() -> Vec<LvmPlace> {
         Vec::new()
     });
     let pools = groups.iter().flat_map(|group| {
-        let pools = group.volumes.iter().filter(|logical| logical.is_thin_pool);
+        let pools = group.volumes.iter().filter(|logical| logical.is_thin_pool && is_wanted(group, logical));
         pools.map(|pool| LvmPlace { group: group.name.clone(), pool: pool.name.clone() })
     });
     pools.collect()

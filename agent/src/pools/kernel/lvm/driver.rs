@@ -51,6 +51,12 @@ impl ThinPool for LvmPool {
             .values()
             .map(|info| {
                 let shown = match (book.contents().by_device(info.id), logicals.get(&info.id)) {
+                    // Named as ours, and somebody else's: nothing to work with.
+                    (Some(entry), Some(logical))
+                        if logical.is_own() && matches!(entry.role, Role::Volume { .. }) =>
+                    {
+                        sync::unknown(logical, unnamed(info.id))
+                    }
                     (Some(entry), _) => book.contents().to_volume(entry),
                     (None, Some(logical)) => sync::unknown(logical, unnamed(info.id)),
                     (None, None) => unnamed(info.id),
@@ -72,7 +78,8 @@ impl ThinPool for LvmPool {
         let volume_group = command::describe(&self.place.group)?;
         let book = self.kernel.inner.book.lock();
         let volumes = book.contents().devices.iter().map(|entry| book.contents().to_volume(entry));
-        let parts = volumes.filter_map(part).map(|(volume, of)| {
+        let known = volumes.filter(|volume| !volume.name.starts_with(name::OWN_PREFIX));
+        let parts = known.filter_map(part).map(|(volume, of)| {
             let origin = origins.get(&volume.device).map(|origin| (*origin).to_owned());
             (volume, of.or(origin))
         });

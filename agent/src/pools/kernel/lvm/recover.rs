@@ -1,6 +1,8 @@
 //! What a dead process left.
 
-use thinbak_engine::Role;
+use std::collections::HashMap;
+
+use thinbak_engine::{DeviceId, DeviceInfo, Role};
 use thinbak_proto::Failed;
 
 use super::{
@@ -11,21 +13,25 @@ use super::{
     sync::thin_volumes,
 };
 
+type Looked = Result<HashMap<DeviceId, DeviceInfo>, Failed>;
+
 impl LvmPool {
     /// Releases its metadata snapshot, removes its private volumes and finishes what it had begun. What cannot be done is
     /// left to the next time; it is no reason not to work.
     pub(super) fn recover(&self) -> Result<(), Failed> {
         self.kernel.inner.recover_msnap()?;
         let group = self.refresh()?;
+        let mut looked = None;
         for logical in thin_volumes(&group, &self.pool_uuid) {
-            if let Err(error) = self.settle(logical) {
+            if let Err(error) = self.settle(logical, &mut looked) {
                 tracing::warn!(pool = %self.place, volume = logical.name, %error, "what a dead process left is still there");
             }
         }
         Ok(())
     }
 
-    fn settle(&self, logical: &Logical) -> Result<(), Failed> {
+    /// `looked`: what the pool holds, or why nothing is removed from it; found out once, for the first that needs it.
+    fn settle(&self, logical: &Logical, looked: &mut Option<Looked>) -> Result<(), Failed> {
         let entry = self.kernel.inner.book.lock().contents().by_identity(logical.identity).cloned();
         let Some(entry) = entry else { return Ok(()) };
         if logical.is_own() {
@@ -35,7 +41,8 @@ impl LvmPool {
             };
             let is_orphan = of.is_some_and(|of| self.known(of).is_none());
             if entry.role.is_transient() || is_orphan {
-                let found = self.kernel.survey()?;
+                let look = || self.changeable().and_then(|_| self.kernel.survey());
+                let found = looked.get_or_insert_with(look).as_ref().map_err(Clone::clone)?;
                 if !found.get(&entry.device).is_some_and(|info| is_that_of(&entry, info)) {
                     tracing::warn!(pool = %self.place, volume = logical.name, "a volume named as thinbak's shows a device that is not: it is left alone");
                     return Ok(());
