@@ -1,6 +1,7 @@
 //! Backup: a snapshot of a pool volume, against the volume's base, to a new generation.
 
 mod found;
+mod shapes;
 mod summary;
 
 use std::{
@@ -34,7 +35,6 @@ use super::{
 use crate::{
     pools::{Candidate, PoolManager, ThinPool, VolumeLock, with_notes},
     repository_client::{RepositoryConnection, connect},
-    shape,
     sink::GenerationSink,
     source::{ChangeList, PoolSource},
     stream::{Paced, Progress, pump},
@@ -153,18 +153,8 @@ impl<'a> Backup<'a> {
                 break;
             }
         }
+        self.store_metadata().await;
         Ok(())
-    }
-
-    /// Stores what the pools look like. Where that cannot be, the volumes are backed up all the same, and it is told.
-    async fn store_shapes(&self, pools: &[PoolDues]) {
-        for PoolDues { pool, .. } in pools {
-            if let Err(failed) = shape::store(self.connection, &self.host, pool).await {
-                let note = format!("what pool {} looks like was not stored: {failed}", pool.name());
-                tracing::warn!(pool = pool.name(), error = %failed, "what the pool looks like was not stored");
-                self.notes.lock().push(note);
-            }
-        }
     }
 
     /// Opens what the request names. A group with a volume that cannot be had is refused as a whole.
