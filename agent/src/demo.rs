@@ -217,6 +217,7 @@ impl Demo<'_> {
         let step = format!("restore of generation {number}");
         self.step(step.clone());
         let request = RestoreJobRequest {
+            like: String::new(),
             repository: Some(self.repository.clone()),
             volume: Some(VolumeName { name: format!("{HOST}/{POOL}/{VOLUME}"), host: String::new() }),
             selectors: vec![GenerationSelector { which: Some(Which::Number(number)) }],

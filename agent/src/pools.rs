@@ -28,6 +28,7 @@ mod volumes;
 pub(crate) use self::{
     blocking::blocking,
     candidate::Candidate,
+    failure::of_text,
     guard::{Need, with_notes},
     info::open_pool_infos,
     kernel::watch,

@@ -4,6 +4,7 @@
 //! with blanks to whole sectors. It holds no mappings: those are worth nothing to another data device.
 
 mod fetch;
+mod metadata;
 mod store;
 
 use serde::{Deserialize, Serialize};
@@ -14,7 +15,7 @@ use thinbak_proto::{
 };
 use uuid::Uuid;
 
-pub(crate) use self::{fetch::fetch, store::store};
+pub(crate) use self::{fetch::fetch, metadata::Dumps, store::store};
 use crate::pools::PoolParts;
 
 /// The version that is written, and the newest that is understood.

@@ -36,14 +36,14 @@ fn chosen(view: &MetadataView, device: Option<DeviceId>) -> Result<Vec<DeviceInf
 /// Names and values of numbers, in the order in which both forms give them.
 type Fields<const N: usize> = [(&'static str, u64); N];
 
-fn superblock_fields(superblock: &Superblock) -> Fields<6> {
+fn superblock_fields(superblock: &Superblock, data_blocks: u64) -> Fields<6> {
     [
         ("time", superblock.time.into()),
         ("transaction", superblock.transaction_id),
         ("flags", (superblock.other_flags | u32::from(superblock.needs_check)).into()),
         ("version", VERSION.into()),
         ("data_block_size", superblock.block_size.sectors().into()),
-        ("nr_data_blocks", superblock.data_space_map.nr_blocks),
+        ("nr_data_blocks", data_blocks),
     ]
 }
 
@@ -63,9 +63,28 @@ fn device_fields(device: &DeviceInfo) -> Fields<5> {
 /// When the metadata is damaged or cannot be read, when there is no such device (then nothing is written),
 /// when `out` fails.
 pub fn dump_xml(view: &MetadataView, device: Option<DeviceId>, out: &mut dyn Write) -> Result<(), TextError> {
+    write_xml(view, device, view.superblock().data_space_map.nr_blocks, out)
+}
+
+/// Writes the whole of a pool whose data device has so many blocks, as `thin_restore` reads it. A metadata snapshot does not say how
+/// many: the copied superblock has no space maps (`dm-thin-metadata.c`, `__reserve_metadata_snap`).
+///
+/// # Errors
+/// As of [`dump_xml`].
+pub fn dump_restorable(view: &MetadataView, data_blocks: u64, out: &mut dyn Write) -> Result<(), TextError> {
+    write_xml(view, None, data_blocks, out)
+}
+
+fn write_xml(
+    view: &MetadataView,
+    device: Option<DeviceId>,
+    data_blocks: u64,
+    out: &mut dyn Write,
+) -> Result<(), TextError> {
     let devices = chosen(view, device)?;
     let mut out = TextWriter::new(out);
-    out.text(r#"<superblock uuid="""#).xml_attributes(&superblock_fields(view.superblock())).text(">\n");
+    let superblock = superblock_fields(view.superblock(), data_blocks);
+    out.text(r#"<superblock uuid="""#).xml_attributes(&superblock).text(">\n");
     let cache = LeafCache::default();
     for device in devices {
         out.text("  <device").xml_attributes(&device_fields(&device)).text(">\n");
@@ -98,7 +117,8 @@ pub fn dump_json(
 ) -> Result<(), TextError> {
     let devices = chosen(view, device)?;
     let mut out = TextWriter::new(out);
-    out.text(r#"{"superblock":{"uuid":"","#).json_members(&superblock_fields(view.superblock()));
+    out.text(r#"{"superblock":{"uuid":"","#)
+        .json_members(&superblock_fields(view.superblock(), view.superblock().data_space_map.nr_blocks));
     out.text(r#"},"devices":["#);
     let cache = LeafCache::default();
     for (index, device) in devices.iter().enumerate() {

@@ -56,6 +56,9 @@ pub const FRAME_LEN: u32 = 256 * 1024;
 /// have a name that begins with a dot.
 pub const SHAPE_VOLUME: &str = ".shape";
 
+/// The same of a dump of the pool's metadata: HOST/POOL/.metadata.
+pub const METADATA_VOLUME: &str = ".metadata";
+
 /// Whether a name on a server is that of something else than a volume of a pool.
 #[must_use]
 pub fn is_hidden(name: &str) -> bool {

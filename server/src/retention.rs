@@ -11,6 +11,7 @@
 //! generation next has a higher revision ([`next_revision`](crate::manifest::next_revision)) and ends it.
 
 mod delete;
+mod hidden;
 mod plan;
 mod policy;
 pub(crate) mod prune;
@@ -19,6 +20,7 @@ mod renew;
 mod tests;
 
 pub(crate) use delete::{Kept, delete, forget_expired, protect, undelete};
+pub(crate) use hidden::prune_hidden;
 pub(crate) use plan::Candidate;
 pub use policy::{KeepsNothing, Policy, RetentionRule};
 pub(crate) use renew::{renew_manifests, settle_manifests};

@@ -37,6 +37,8 @@ mod modes;
 mod msnap;
 #[path = "kernel/origins.rs"]
 mod origins;
+#[path = "kernel/rebuilt.rs"]
+mod rebuilt;
 #[path = "kernel/replaced.rs"]
 mod replaced;
 #[path = "kernel/steps.rs"]

@@ -14,6 +14,7 @@ pub(super) async fn run(context: &Context, backup: Backup) -> Result<(), Stop> {
         group: backup.group,
         adopt: backup.adopt,
         writers_paused: false,
+        metadata_pools: Vec::new(),
         host: backup.host.unwrap_or_else(super::host_name),
         read_bytes_per_second: backup.read_rate.unwrap_or_default(),
         sent_bytes_per_second: backup.bandwidth.unwrap_or_default(),

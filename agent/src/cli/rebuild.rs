@@ -61,15 +61,26 @@ async fn carry_out(
         false => present(agent, plan, rebuild).await?,
     };
     let missing: Vec<&Part> = plan
-        .parts
-        .iter()
+        .in_order()
+        .into_iter()
         .filter(|part| !part.generations.is_empty() && !present.contains(&part.volume.name))
         .collect();
-    check_room(&info, &missing)?;
+    check_room(&info, plan, &missing)?;
+    let mut there = present.clone();
     let mut failed = 0_usize;
     for part in &missing {
-        match restore(context, agent, repository, part, &rebuild.to).await {
-            Ok(()) => {}
+        let like = plan.relative(part).filter(|like| there.contains(*like));
+        let mut outcome = restore(context, agent, repository, part, &rebuild.to, like).await;
+        if let (Some(like), Err(Stop::Failed(why))) = (like, &outcome)
+            && why.kind == FailureKind::Refused
+        {
+            context.output.note(&format!("{} shares nothing with {like}: {}", part.volume.name, why.message));
+            outcome = restore(context, agent, repository, part, &rebuild.to, None).await;
+        }
+        match outcome {
+            Ok(()) => {
+                there.insert(part.volume.name.clone());
+            }
             Err(stop @ (Stop::PipeClosed | Stop::Exit(_))) => return Err(stop),
             Err(Stop::Failed(why)) => {
                 let message = format!("restore {}: {}", part.volume.name, why.message);
@@ -160,9 +171,11 @@ async fn present(agent: &AgentChannel, plan: &Plan, rebuild: &PoolRebuild) -> Re
 }
 
 /// Refuses to begin what has no room to end.
-fn check_room(info: &PoolInfo, missing: &[&Part]) -> Result<(), Stop> {
+fn check_room(info: &PoolInfo, plan: &Plan, missing: &[&Part]) -> Result<(), Stop> {
     let free = info.data_total_blocks.saturating_sub(info.data_used_blocks).saturating_mul(info.block_bytes);
-    let needed = missing.iter().map(|part| part.mapped_bytes()).fold(0, u64::saturating_add);
+    // Of what shares blocks with another volume nobody knows how many.
+    let whole = missing.iter().filter(|part| plan.relative(part).is_none());
+    let needed = whole.map(|part| part.mapped_bytes()).fold(0, u64::saturating_add);
     if needed <= free {
         return Ok(());
     }
@@ -171,13 +184,14 @@ fn check_room(info: &PoolInfo, missing: &[&Part]) -> Result<(), Stop> {
     Err(Failed::new(FailureKind::Refused, message).with_hint("make the pool larger").into())
 }
 
-/// The newest of the generations becomes the volume, the others its snapshots.
+/// The newest of the generations becomes the volume, the others its snapshots. It begins as a snapshot of `like`.
 async fn restore(
     context: &Context,
     agent: &AgentChannel,
     repository: &RepositoryAddress,
     part: &Part,
     to: &str,
+    like: Option<&str>,
 ) -> Result<(), Stop> {
     let selectors = part
         .generations
@@ -189,6 +203,7 @@ async fn restore(
         selectors: selectors.collect(),
         ranges: Vec::new(),
         target: Some(Target::NewVolume(PoolVolume { pool: to.to_owned(), volume: part.volume.name.clone() })),
+        like: like.unwrap_or_default().to_owned(),
     };
     let events = agent.jobs().restore(request).await?.into_inner();
     jobs::follow(context, "restore", events).await

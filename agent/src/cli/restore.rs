@@ -60,6 +60,7 @@ async fn start(
         selectors: chosen.selectors,
         ranges: chosen.ranges,
         target: Some(target),
+        like: String::new(),
     };
     let events = agent.jobs().restore(request).await?.into_inner();
     jobs::follow(context, "restore", events).await

@@ -31,11 +31,13 @@ pub struct JobsConfig {
     pub max_running: usize,
     /// Volumes that no job need cover.
     pub not_backed_up: Vec<Selector>,
+    /// Whether jobs also store the metadata of pools, once a day.
+    pub metadata_dumps: bool,
 }
 
 impl Default for JobsConfig {
     fn default() -> Self {
-        Self { jobs: Vec::new(), max_running: 1, not_backed_up: Vec::new() }
+        Self { jobs: Vec::new(), max_running: 1, not_backed_up: Vec::new(), metadata_dumps: true }
     }
 }
 
@@ -70,7 +72,25 @@ struct Entries {
     #[serde(default)]
     guard: GuardLimits,
     #[serde(default)]
+    shape: ShapeEntry,
+    #[serde(default)]
     job: Vec<Spanned<JobEntry>>,
+}
+
+/// `[shape]`: what is stored of pools beside their volumes.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ShapeEntry {
+    metadata_dump: MetadataDump,
+}
+
+/// How often a pool's metadata are stored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum MetadataDump {
+    #[default]
+    Daily,
+    Never,
 }
 
 impl File {
@@ -134,7 +154,9 @@ impl File {
             }
             jobs.push(job);
         }
-        let jobs = JobsConfig { jobs, max_running, not_backed_up: entries.not_backed_up };
+        let not_backed_up = entries.not_backed_up;
+        let metadata_dumps = entries.shape.metadata_dump == MetadataDump::Daily;
+        let jobs = JobsConfig { jobs, max_running, not_backed_up, metadata_dumps };
         Ok(Self {
             level: Level { state_dir, socket, server, repository, trust },
             metrics,

@@ -153,6 +153,7 @@ impl<'a> Backup<'a> {
                 break;
             }
         }
+        self.store_metadata().await;
         Ok(())
     }
 

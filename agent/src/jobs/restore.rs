@@ -43,13 +43,13 @@ async fn restore(
     request: RestoreJobRequest,
     events: &Events,
 ) -> Result<Vec<JobSummary>, Failed> {
-    let RestoreJobRequest { volume, selectors, ranges, target, .. } = request;
+    let RestoreJobRequest { volume, selectors, ranges, target, like, .. } = request;
     let held = connection.hold(volume.unwrap_or_default(), selectors, ranges).await?;
     let job = Restore { connection, held: &held, events };
     match target {
         None => Err(Failed::new(FailureKind::Usage, "a restore needs a target")),
         Some(Target::File(path)) => Ok(vec![job.to_file(PathBuf::from(path)).await?]),
-        Some(Target::NewVolume(target)) => job.to_new_volume(manager, &target).await,
+        Some(Target::NewVolume(target)) => job.to_new_volume(manager, &target, &like).await,
         Some(Target::InPlace(target)) => Ok(vec![job.in_place(manager, &target).await?]),
     }
 }

@@ -55,7 +55,7 @@ pub(super) fn of_view(error: ViewError) -> Failed {
 }
 
 /// Of writing metadata out as text.
-pub(super) fn of_text(error: TextError) -> Failed {
+pub(crate) fn of_text(error: TextError) -> Failed {
     match error {
         TextError::View(error) => of_view(error),
         TextError::NoSuchDevice(_) => Failed::new(FailureKind::NotFound, error.to_string()),

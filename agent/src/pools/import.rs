@@ -92,7 +92,7 @@ impl Import {
     fn begin(manager: &PoolManager, target: &ImportTarget) -> Result<Self, Failed> {
         let name = format!("{}/{}", target.pool, target.volume);
         let attempt = || format!("import into {name}");
-        let pool = manager.open(&target.pool)?;
+        let pool = manager.open_for_volume(&target.pool)?;
         let lock = manager.lock_volume(pool.uuid(), &target.volume)?;
         let existing = match pool.volume(&target.volume) {
             Ok(volume) => Some(volume),

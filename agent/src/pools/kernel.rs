@@ -46,7 +46,7 @@ pub(super) use self::{
     look::{look, pools_of_host},
     lvm::{
         LvmPlace, LvmPool, look as look_at_lvm, pools_of_host as lvm_pools_of_host,
-        pools_with_books as lvm_pools_with_books,
+        pools_with_books as lvm_pools_with_books, prepare as prepare_lvm,
     },
 };
 

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{
     ThinPool,
     failure::{hint_at_agent, while_doing},
-    kernel::{KernelPool, LvmPlace, LvmPool, lvm_pools_with_books},
+    kernel::{self, KernelPool, LvmPlace, LvmPool, lvm_pools_with_books},
     known::KnownPools,
     place::PoolSpec,
     running::{JobTable, VolumeLock, VolumeLocks},
@@ -70,6 +70,18 @@ impl PoolManager {
         }
     }
 
+    /// The same, to make a volume in it.
+    pub fn open_for_volume(&self, spec: &str) -> Result<Arc<dyn ThinPool>, Failed> {
+        if let PoolSpec::Lvm(place) = PoolSpec::parse(spec)? {
+            let mut open = self.lvms.lock();
+            open.retain(|_, pool| pool.strong_count() > 0);
+            if !open.contains_key(&place.to_string()) {
+                kernel::prepare_lvm(&place).map_err(hint_at_agent)?;
+            }
+        }
+        self.open(spec)
+    }
+
     /// The same of a pool of the engine's, for what only those can do: `verb` says what.
     pub(super) fn open_embedded(&self, spec: &str, verb: &str) -> Result<Arc<EmbeddedPool>, Failed> {
         let dir = self.dir_of(spec, verb)?;
@@ -79,6 +91,11 @@ impl PoolManager {
     /// Excludes other jobs of this process from a volume.
     pub fn lock_volume(&self, pool_uuid: Uuid, volume: &str) -> Result<VolumeLock, Failed> {
         self.locks.lock(pool_uuid, volume)
+    }
+
+    /// Where the agent keeps what it knows.
+    pub(crate) fn state_dir(&self) -> &Path {
+        self.known.state_dir()
     }
 
     /// How much of pools is left alone.

@@ -14,7 +14,7 @@ use thinbak_proto::{
 use super::{Need, PoolManager, ThinPool, failure::during};
 
 pub(super) fn create(manager: &PoolManager, request: &CreateVolumeRequest) -> Result<VolumeInfo, Failed> {
-    let pool = manager.open(&request.pool)?;
+    let pool = manager.open_for_volume(&request.pool)?;
     let attempt = || format!("create volume {}/{}", request.pool, request.volume);
     let origin = Some(request.external_origin.as_str()).filter(|origin| !origin.is_empty()).map(Path::new);
     let made = pool.create_volume(&request.volume, request.size_bytes, origin);

@@ -7,6 +7,7 @@
 mod around;
 mod backup;
 mod ending;
+mod metadata;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -130,6 +131,9 @@ impl Run<'_> {
         self.after().await;
         if !self.interrupted {
             self.apply_rules().await;
+        }
+        if !self.interrupted && self.keeper.settings().jobs.metadata_dumps {
+            self.store_metadata().await;
         }
     }
 

@@ -9,6 +9,7 @@ use thinbak_proto::{
         self, BackupBegin, GenerationSelector, GetGenerationRequest, VolumeName, generation_selector::Which,
     },
 };
+use uuid::Uuid;
 
 use super::{Shape, derived};
 use crate::{
@@ -36,33 +37,78 @@ pub(crate) async fn store(
         return Ok(());
     }
     let bytes = Bytes::from(shape.encode()?);
-    let size_bytes = bytes.len() as u64;
-    let begin = BackupBegin {
-        volume_uuid: derived("thinbak pool with a shape", &[host.as_bytes(), pool.uuid().as_bytes()])
-            .to_string(),
-        volume_name: name,
-        // A pool that was made anew under the name has another identity.
-        adopt: true,
-        size_bytes,
-        point: Some(v1::Point {
-            identity,
-            pool_uuid: pool.uuid().to_string(),
-            created_at_ms: now_ms(),
-            size_bytes,
-            block_bytes: pool.block_bytes(),
-            ..v1::Point::default()
-        }),
-        ..BackupBegin::default()
+    let document = Document {
+        name,
+        volume: derived("thinbak pool with a shape", &[host.as_bytes(), pool.uuid().as_bytes()]),
+        identity,
+        size_bytes: bytes.len() as u64,
     };
-    let mut sink = GenerationSink::begin(connection.ingest(), begin).await?;
-    for (at, piece) in (0_u64..).step_by(BATCH_LEN).zip(bytes.chunks(BATCH_LEN)) {
-        let content = Content::Data(bytes.slice_ref(piece));
-        sink.apply(vec![Extent { offset: at, content }]).await?;
+    let mut sending = document.begin(connection, pool.as_ref()).await?;
+    for piece in bytes.chunks(BATCH_LEN) {
+        sending.add(bytes.slice_ref(piece)).await?;
     }
-    sink.finish().await?;
-    match sink.commit().await? {
-        Commit::Done { .. } => Ok(()),
-        _ => Err(Failed::new(FailureKind::Failed, "the server found damage while it was stored")),
+    sending.commit().await
+}
+
+/// What is stored of a pool beside its volumes.
+pub(super) struct Document {
+    /// In the repository.
+    pub(super) name: String,
+    pub(super) volume: Uuid,
+    /// Of what it tells.
+    pub(super) identity: String,
+    /// A multiple of a sector.
+    pub(super) size_bytes: u64,
+}
+
+impl Document {
+    /// Begins to send it.
+    pub(super) async fn begin(
+        self,
+        connection: &RepositoryConnection,
+        pool: &dyn ThinPool,
+    ) -> Result<Sending, Failed> {
+        let begin = BackupBegin {
+            volume_uuid: self.volume.to_string(),
+            volume_name: self.name,
+            // A pool that was made anew under the name has another identity.
+            adopt: true,
+            size_bytes: self.size_bytes,
+            point: Some(v1::Point {
+                identity: self.identity,
+                pool_uuid: pool.uuid().to_string(),
+                created_at_ms: now_ms(),
+                size_bytes: self.size_bytes,
+                block_bytes: pool.block_bytes(),
+                ..v1::Point::default()
+            }),
+            ..BackupBegin::default()
+        };
+        Ok(Sending { sink: GenerationSink::begin(connection.ingest(), begin).await?, offset: 0 })
+    }
+}
+
+/// A document on its way.
+pub(super) struct Sending {
+    sink: GenerationSink,
+    offset: u64,
+}
+
+impl Sending {
+    /// Sends the next piece: [`BATCH_LEN`] bytes, or what is left.
+    pub(super) async fn add(&mut self, piece: Bytes) -> Result<(), Failed> {
+        let (offset, len) = (self.offset, piece.len() as u64);
+        self.offset = offset.saturating_add(len);
+        self.sink.apply(vec![Extent { offset, content: Content::Data(piece) }]).await
+    }
+
+    /// Makes it visible.
+    pub(super) async fn commit(mut self) -> Result<(), Failed> {
+        self.sink.finish().await?;
+        match self.sink.commit().await? {
+            Commit::Done { .. } => Ok(()),
+            _ => Err(Failed::new(FailureKind::Failed, "the server found damage while it was stored")),
+        }
     }
 }
 

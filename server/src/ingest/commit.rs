@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use thinbak_proto::{ChunkId, Failed, FailureKind, MapEntry, levels_for, v1};
+use thinbak_proto::{ChunkId, Failed, FailureKind, MapEntry, is_hidden, levels_for, v1};
 
 use super::{
     batch::Geometry,
@@ -95,6 +95,11 @@ pub(super) async fn commit(repository: &Repository, backup: Backup) -> Result<Ou
         "generation committed"
     );
     // The generation is there, come what may.
+    if is_hidden(&generation.volume_name)
+        && let Err(error) = retention::prune_hidden(repository, volume).await
+    {
+        tracing::warn!(%error, volume = generation.volume_name, "old generations were not deleted");
+    }
     if store.any_damage()
         && let Err(error) = retention::renew_manifests(repository, Some(volume)).await
     {

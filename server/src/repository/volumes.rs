@@ -1,6 +1,6 @@
 //! Names of volumes and generations: what is allowed, and what is meant.
 
-use thinbak_proto::{Failed, FailureKind, SHAPE_VOLUME, v1};
+use thinbak_proto::{Failed, FailureKind, METADATA_VOLUME, SHAPE_VOLUME, v1};
 use uuid::Uuid;
 
 use super::Repository;
@@ -25,7 +25,7 @@ pub(crate) fn check_volume_name(name: &str) -> Result<(), Failed> {
     if volume.is_empty() || name.starts_with('/') {
         return refuse("it begins or ends with nothing beside a '/'");
     }
-    let is_dotted = volume.starts_with('.') && volume != SHAPE_VOLUME;
+    let is_dotted = volume.starts_with('.') && ![SHAPE_VOLUME, METADATA_VOLUME].contains(&volume);
     if is_dotted || volume.contains([':', '@']) || volume.starts_with('-') {
         return refuse("its last part has ':' or '@', or begins with '-' or '.'");
     }

@@ -8,7 +8,7 @@
 use std::{collections::HashSet, sync::Arc, time::Instant};
 
 use jiff::tz::TimeZone;
-use thinbak_proto::{Failed, FailureKind, Pattern, v1};
+use thinbak_proto::{Failed, FailureKind, Pattern, is_hidden, v1};
 use tokio::sync::mpsc;
 use tonic::Status;
 use uuid::Uuid;
@@ -86,7 +86,7 @@ async fn volumes(
     name: v1::VolumeName,
     may_be_pattern: bool,
 ) -> Result<Vec<(Uuid, String)>, Failed> {
-    let known = repository.catalogue.names().await?;
+    let mut known = repository.catalogue.names().await?;
     if !may_be_pattern {
         let uuid = repository.volume(Some(name)).await?;
         return Ok(known.into_iter().filter(|(known, _)| *known == uuid).collect());
@@ -99,6 +99,7 @@ async fn volumes(
     if let Some(exact) = texts.iter().find_map(|text| known.iter().find(|(_, name)| name == text)) {
         return Ok(vec![exact.clone()]);
     }
+    known.retain(|(_, name)| !is_hidden(name));
     for text in &texts {
         let pattern =
             Pattern::new(text).map_err(|error| Failed::new(FailureKind::Usage, error.to_string()))?;
@@ -122,7 +123,8 @@ async fn stored(repository: &Repository) -> Result<Vec<Scope>, Failed> {
     }
     let mut scopes: Vec<_> =
         rules.iter().map(|rule| Scope { policy: rule.policy, volumes: Vec::new() }).collect();
-    for (uuid, name) in repository.catalogue.names().await? {
+    let names = repository.catalogue.names().await?;
+    for (uuid, name) in names.into_iter().filter(|(_, name)| !is_hidden(name)) {
         let first = rules.iter().zip(&mut scopes).find(|(rule, _)| rule.volumes.matches(&name));
         if let Some((_, scope)) = first {
             scope.volumes.push((uuid, name));

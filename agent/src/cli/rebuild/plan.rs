@@ -62,6 +62,36 @@ impl Plan {
         Ok(Self { shape, stored_ms: stored.created_at_ms, parts })
     }
 
+    /// The volume that a part begins as a snapshot of: the one that it was a snapshot of, where both have the same size now.
+    pub(super) fn relative(&self, part: &Part) -> Option<&str> {
+        let of = part.volume.snapshot_of.as_ref()?;
+        let of = self.parts.iter().find(|other| other.volume.name == *of)?;
+        let size = |part: &Part| part.generations.last().map(|newest| newest.size_bytes);
+        let is_alike = size(of).is_some() && size(of) == size(part) && part.generations.len() == 1;
+        (is_alike && of.volume.name != part.volume.name).then_some(of.volume.name.as_str())
+    }
+
+    /// Its parts, each after the one that it shares blocks with.
+    pub(super) fn in_order(&self) -> Vec<&Part> {
+        let mut ordered: Vec<&Part> = Vec::with_capacity(self.parts.len());
+        let mut left: Vec<&Part> = self.parts.iter().collect();
+        while !left.is_empty() {
+            let waits = |part: &Part| {
+                let of = self.relative(part);
+                of.is_some_and(|of| left.iter().any(|other| other.volume.name == of))
+            };
+            let (later, mut now): (Vec<_>, Vec<_>) = left.iter().copied().partition(|part| waits(part));
+            if now.is_empty() {
+                // A document that is in a circle.
+                ordered.extend(later);
+                break;
+            }
+            ordered.append(&mut now);
+            left = later;
+        }
+        ordered
+    }
+
     pub(super) fn show(&self, context: &Context) -> Result<(), Stop> {
         if context.output.is_json() {
             let volumes = self.parts.iter().map(|part| {
@@ -147,7 +177,7 @@ async fn part(
         notes.push(format!("was over {origin}; that is a part of its content now"));
     }
     if let Some(of) = &volume.snapshot_of {
-        notes.push(format!("shared blocks with {of}"));
+        notes.push(format!("snapshot of {of}"));
     }
     Ok(Part { volume: volume.clone(), server_name, generations, notes })
 }

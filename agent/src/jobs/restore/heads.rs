@@ -13,6 +13,15 @@ pub(super) async fn open(manager: &Arc<PoolManager>, spec: &str) -> Result<Arc<d
     blocking(move || manager.open(&spec)).await
 }
 
+/// The same, to make a volume in it.
+pub(super) async fn open_for_volume(
+    manager: &Arc<PoolManager>,
+    spec: &str,
+) -> Result<Arc<dyn ThinPool>, Failed> {
+    let (manager, spec) = (Arc::clone(manager), spec.to_owned());
+    blocking(move || manager.open_for_volume(&spec)).await
+}
+
 /// Refuses a name that cannot be given, before anything is written.
 pub(super) fn check_new_name(pool: &dyn ThinPool, name: &str) -> Result<(), Failed> {
     check_volume_name(name).map_err(|error| Failed::new(FailureKind::Usage, format!("{name}: {error}")))?;

@@ -16,7 +16,7 @@ use thinbak_proto::{
 use super::{
     super::events::blocking,
     Restore,
-    heads::{check_new_name, give_up, open},
+    heads::{check_new_name, give_up, open_for_volume},
 };
 use crate::{
     pools::{Need, PoolManager, ThinPool, with_notes},
@@ -31,6 +31,8 @@ struct Draft {
     /// Where the volume will be.
     place: String,
     head: Volume,
+    /// Whether the head holds nothing yet.
+    is_empty: bool,
     /// Snapshots of the head and what they will be called.
     moments: Vec<(Volume, String)>,
 }
@@ -40,22 +42,29 @@ impl Restore<'_> {
         &self,
         manager: &Arc<PoolManager>,
         target: &VolumeRef,
+        like: &str,
     ) -> Result<Vec<JobSummary>, Failed> {
-        let pool = open(manager, &target.pool).await?;
+        let pool = open_for_volume(manager, &target.pool).await?;
         let lock = manager.lock_volume(pool.uuid(), &target.volume)?;
         let size = self.held.generations().first().map_or(0, |first| first.size_bytes);
         let (engine, name, guard) = (Arc::clone(&pool), target.volume.clone(), Arc::clone(manager));
-        let need = Need::of_restore(self.held.generations(), pool.block_bytes(), 0);
+        let (of, generations) = (like.to_owned(), self.held.generations().to_vec());
         let snapshots = self.held.generations().len().saturating_sub(1) as u64;
         let (head, notes) = blocking(move || {
             check_new_name(engine.as_ref(), &name)?;
-            let notes = guard.admit(engine.as_ref(), &Need { snapshots, ..need })?;
-            let head = engine.create_head(size, None).map_err(|failed| with_notes(failed, &notes))?;
-            Ok((head, notes))
+            let like = if of.is_empty() { None } else { Some(engine.volume(&of)?) };
+            let present =
+                like.as_ref().map(|like| engine.mapped_bytes(like)).transpose()?.unwrap_or_default();
+            let need = Need::of_restore(&generations, engine.block_bytes(), present);
+            let passing = u64::from(like.is_some());
+            let notes = guard.admit(engine.as_ref(), &Need { snapshots, passing, ..need })?;
+            let head = begin(engine.as_ref(), size, like.as_ref());
+            Ok((head.map_err(|failed| with_notes(failed, &notes))?, notes))
         })
         .await?;
         let place = format!("{}/{}", target.pool, target.volume);
-        let mut draft = Draft { pool, place, head, moments: Vec::new() };
+        let is_empty = like.is_empty();
+        let mut draft = Draft { pool, place, head, is_empty, moments: Vec::new() };
         let written = self.write_all(&mut draft).await;
         let name = target.volume.clone();
         let done = blocking(move || {
@@ -94,11 +103,13 @@ impl Restore<'_> {
             }
             let (pool, head) = (Arc::clone(&draft.pool), draft.head.clone());
             let volume = blocking(move || PoolVolume::open(pool, head)).await?;
-            let source = self.source(base, generation, None)?;
-            let sink = if base.is_some() { VolumeSink::dirty } else { VolumeSink::clean };
+            // What the head has of another volume is compared by content: of that nothing else is proven.
+            let against = (base.is_none() && !draft.is_empty).then(|| volume.clone());
+            let source = self.source(base, generation, against)?;
+            let sink = if base.is_none() && draft.is_empty { VolumeSink::clean } else { VolumeSink::dirty };
             let progress = Progress::new(expected_bytes(base, generation));
             let mut done = self.transfer(generation, source, sink(volume.clone()), &progress).await?;
-            if generations.len() > 1 {
+            if generations.len() > 1 || !draft.is_empty {
                 self.verify(base, generation, volume).await?;
             }
             if base.is_some() {
@@ -138,6 +149,15 @@ impl Draft {
         self.moments.push((moment, moment_name(base)));
         Ok(())
     }
+}
+
+/// A private head: empty, or with what another volume holds.
+fn begin(pool: &dyn ThinPool, size: u64, like: Option<&Volume>) -> Result<Volume, Failed> {
+    let head = pool.create_head(size, like.map(|like| like.device))?;
+    if like.is_some() {
+        pool.forget_beyond(&head).inspect_err(|_| give_up(pool, &head))?;
+    }
+    Ok(head)
 }
 
 /// What the snapshot of a generation is called that is not the newest of those restored together.

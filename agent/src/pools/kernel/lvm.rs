@@ -12,6 +12,7 @@ mod care;
 mod command;
 mod devices;
 mod driver;
+mod first;
 mod name;
 mod recover;
 mod replace;
@@ -31,11 +32,11 @@ use thinbak_engine::DeviceId;
 use thinbak_proto::{Failed, FailureKind, v1::PoolInfo};
 use uuid::Uuid;
 
-pub(in crate::pools) use self::name::LvmPlace;
 use self::{
     command::CommandError,
     report::{Group, Logical},
 };
+pub(in crate::pools) use self::{first::prepare, name::LvmPlace};
 use super::{
     Inner, KernelPool,
     book::Book,
