@@ -4,6 +4,7 @@
 //! A generation becomes visible in one transaction, and only after everything it refers to is on stable
 //! storage; see the schema in the workspace's `migrations/`.
 
+mod carry;
 mod copy;
 mod deletion;
 mod draft;

@@ -62,9 +62,9 @@ pub const ONLY_IN_THE_CATALOGUE: &[OnlyInTheCatalogue] = &[
     only("pack_verifications", "when packs were last verified"),
     only(
         "tokens",
-        "who may do what: make new tokens before the server is reached again; on the loopback in the clear none is asked for until then",
+        "who may do what, where the catalogue before cannot be read: nobody comes in until a token is made in the repository's directory",
     ),
-    only("audit", "who did what"),
+    only("audit", "who did what, where the catalogue before cannot be read"),
 ];
 
 const fn only(place: &'static str, what: &'static str) -> OnlyInTheCatalogue {
@@ -94,6 +94,8 @@ pub struct Rebuilt {
     pub damage: Vec<Damage>,
     /// How many there were.
     pub damaged: u64,
+    /// Why tokens, revocations and the audit log of the catalogue before were not taken over, if so.
+    pub access_lost: Option<String>,
     /// Where the catalogue before is, if there was one.
     pub old: Option<PathBuf>,
 }
@@ -181,6 +183,7 @@ async fn fill(
         Ok(merged) => catalogue.bind_to(offline.uuid()).await.map(|()| merged).map_err(Failed::from),
         Err(failed) => Err(failed),
     };
+    let access_lost = carry_over(dir, &catalogue).await.err().map(|error| error.to_string());
     let sound = catalogue.check_integrity().await;
     catalogue.close().await;
     let Merged { volumes, generations, deleted, added, changed, collected } = checked?;
@@ -201,8 +204,23 @@ async fn fill(
         collected,
         damage,
         damaged,
+        access_lost,
         old: had_one.then_some(old),
     })
+}
+
+/// Who may come in, and who did what, is what the catalogue before said, as far as it can be read.
+async fn carry_over(dir: &Path, catalogue: &Catalogue) -> Result<(), CatalogueError> {
+    let former = dir.join(CATALOGUE_NAME);
+    if !former.exists() {
+        return Ok(());
+    }
+    let carried = catalogue.carry_over(&former).await;
+    match &carried {
+        Ok(carried) => tracing::info!(?carried, "taken over from the catalogue before"),
+        Err(error) => tracing::warn!(%error, "tokens and audit log of the catalogue before cannot be read"),
+    }
+    carried.map(drop)
 }
 
 /// The index that is about to be thrown away may know of packs that are not there any more. Whatever else is wrong

@@ -141,7 +141,7 @@ impl Repository {
         let catalogue = catalogue.map_err(RepositoryError::no_catalogue(dir))?;
         catalogue.bind_to(file.uuid).await.map_err(RepositoryError::no_catalogue(dir))?;
         let (store_dir, uuid, outside) = (dir.to_path_buf(), file.uuid, environment.clone());
-        let tokens = Tokens::load(&catalogue).await?;
+        let tokens = Tokens::load(&catalogue, dir).await?;
         let known = catalogue.quarantined().await?;
         let places: Vec<Quarantined> = known.iter().map(|entry| entry.place).collect();
         let store = tokio::task::spawn_blocking(move || Store::open_in(&store_dir, uuid, &outside, &places));

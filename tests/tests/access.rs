@@ -150,3 +150,49 @@ fn once_a_token_was_made_it_is_asked_for_in_the_clear_as_well() -> Result<()> {
     world.on_repository(&["generation", "list"])?.expect(12)?;
     Ok(())
 }
+
+/// A catalogue that is brought back from a copy, or made anew, opens no door that was closed.
+#[test]
+fn a_token_that_was_revoked_stays_so_whatever_becomes_of_the_catalogue() -> Result<()> {
+    let mut world = World::bare(Way::Embedded)?;
+    let repo = world.repo().display().to_string();
+    let at = ["--repo", &repo[..]];
+    let good = token(&world, &at, "good", "admin", "*")?.display().to_string();
+    let bad = token(&world, &at, "bad", "admin", "*")?.display().to_string();
+    let copy = world.scratch.join("copy.sqlite");
+    fs::copy(world.repo().join("catalogue.sqlite"), &copy)?;
+    world.server.ok(&["token", "revoke", "bad", "--repo", &repo])?;
+    let later = token(&world, &at, "later", "admin", "*")?.display().to_string();
+    let copy = copy.display().to_string();
+    let lost: [(&[&str], bool); 4] = [
+        (&["restore-catalogue", "--repo", &repo, &copy], false),
+        (&["rebuild-catalogue", "--repo", &repo], false),
+        (&["restore-catalogue", "--repo", &repo, &copy], true),
+        (&["rebuild-catalogue", "--repo", &repo], true),
+    ];
+    for (words, damaged) in lost {
+        if damaged {
+            fs::write(world.repo().join("catalogue.sqlite"), b"no catalogue")?;
+        }
+        let said = world.server.ok(words)?;
+        ensure!(said.stderr.contains("could not be taken over") == damaged, "{words:?}: {}", said.stderr);
+        world.start_server()?;
+        let server = world.running.as_ref().context("no server")?;
+        let list = |token: Option<&str>| {
+            let mut words = vec!["generation", "list", "--server", &server.url];
+            words.extend(token.iter().flat_map(|token| ["--token-file", token]));
+            world.thinbak.run(&words)
+        };
+        // Of a catalogue that cannot be read nothing is known but that there were tokens.
+        list(None)?.expect(12)?;
+        if !damaged {
+            list(Some(&good))?.expect(0)?;
+            list(Some(&later))?.expect(0)?;
+            list(Some(&bad))?.expect(12)?;
+        }
+        world.running.take().context("no server")?.stop()?;
+        let audit = world.server.ok(&["audit", "--repo", &repo])?.text();
+        ensure!(damaged || audit.contains("Access/RevokeToken"), "{audit}");
+    }
+    Ok(())
+}

@@ -23,7 +23,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use rustix::process::{Pid, Signal, getpgid, kill_process_group, test_kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use thinbak_proto::format_duration;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
@@ -176,13 +176,21 @@ fn left(marks: &[String]) -> Vec<Pid> {
     let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
     let ids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     ids.filter_map(Pid::from_raw)
-        .filter(|pid| getpgid(Some(*pid)).is_ok_and(|group| group == *pid))
+        .filter(|pid| leads_its_group(*pid))
         .filter(|pid| {
             let environment = fs::read(format!("/proc/{}/environ", pid.as_raw_pid())).unwrap_or_default();
             let has = |mark: &String| environment.split(|byte| *byte == 0).any(|one| one == mark.as_bytes());
             marks.iter().all(has)
         })
         .collect()
+}
+
+/// By /proc/PID/stat, see proc_pid_stat(5): after the program's name in brackets come state, parent and group.
+fn leads_its_group(pid: Pid) -> bool {
+    let id = pid.as_raw_pid();
+    let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+    let group = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(2));
+    group.and_then(|group| group.parse().ok()) == Some(id)
 }
 
 fn how_it_ended(status: ExitStatus) -> String {

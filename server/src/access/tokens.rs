@@ -2,7 +2,13 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    sync::Arc,
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -128,9 +134,42 @@ impl Known {
     }
 }
 
+/// An empty file beside the catalogue: a token was made once. A catalogue that was made anew has none, and must open no door.
+#[derive(Debug, Default)]
+struct Mark {
+    path: PathBuf,
+    is_set: AtomicBool,
+}
+
+impl Mark {
+    fn of(dir: &Path) -> Self {
+        let path = dir.join("tokens-required");
+        let is_set = AtomicBool::new(path.exists());
+        Self { path, is_set }
+    }
+
+    fn is_set(&self) -> bool {
+        self.is_set.load(Ordering::Relaxed)
+    }
+
+    /// Durable when this returns.
+    fn set(&self) -> io::Result<()> {
+        if self.is_set() {
+            return Ok(());
+        }
+        File::create(&self.path)?.sync_all()?;
+        if let Some(dir) = self.path.parent() {
+            File::open(dir)?.sync_all()?;
+        }
+        self.is_set.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
 /// All tokens that were ever made for a repository.
 #[derive(Debug, Default)]
 pub(crate) struct Tokens {
+    mark: Mark,
     by_id: RwLock<HashMap<String, Arc<Known>>>,
     /// Held while one is made or revoked.
     changing: tokio::sync::Mutex<()>,
@@ -138,7 +177,7 @@ pub(crate) struct Tokens {
 
 impl Tokens {
     /// Those of a catalogue.
-    pub(crate) async fn load(catalogue: &Catalogue) -> Result<Self, crate::CatalogueError> {
+    pub(crate) async fn load(catalogue: &Catalogue, dir: &Path) -> Result<Self, crate::CatalogueError> {
         let rows = catalogue.tokens().await?;
         // One that is not understood opens nothing, and still counts as one that was made.
         let known = rows.into_iter().map(|(info, hash)| {
@@ -146,12 +185,19 @@ impl Tokens {
             let closed = TokenInfo { volumes: Vec::new(), scope: Scope::Unspecified.into(), ..info.clone() };
             Known::new(info, hash).or_else(|| Known::new(closed, hash)).map(|known| (id, Arc::new(known)))
         });
-        Ok(Self { by_id: RwLock::new(known.flatten().collect()), changing: tokio::sync::Mutex::default() })
+        let by_id: HashMap<_, _> = known.flatten().collect();
+        let mark = Mark::of(dir);
+        if !by_id.is_empty()
+            && let Err(error) = mark.set()
+        {
+            tracing::warn!(%error, "it is not marked in the repository's directory that there are tokens");
+        }
+        Ok(Self { mark, by_id: RwLock::new(by_id), changing: tokio::sync::Mutex::default() })
     }
 
-    /// Whether one was ever made.
+    /// Whether one was ever made, though the catalogue may not know of it any more.
     pub(crate) fn any(&self) -> bool {
-        !self.by_id.read().is_empty()
+        self.mark.is_set() || !self.by_id.read().is_empty()
     }
 
     /// The one that is shown, if its secret is right. Takes as long for one that is not known.
@@ -201,6 +247,9 @@ impl Tokens {
         let unusable = || Failed::new(FailureKind::Failed, "the system gave no randomness for a token");
         let token = Token::parse(token.text()).map_err(|_| unusable())?;
         let known = Known::new(info.clone(), hash_of(&token)).ok_or_else(unusable)?;
+        self.mark.set().map_err(|error| {
+            Failed::new(FailureKind::Failed, format!("mark that the repository has tokens: {error}"))
+        })?;
         repository.catalogue.add_token(&info, &known.hash).await?;
         self.by_id.write().insert(info.id.clone(), Arc::new(known));
         Ok((info, token))

@@ -83,6 +83,7 @@ impl Output {
                 "tombstones": rebuilt.tombstones,
                 "damaged": rebuilt.damaged,
                 "damage": damage,
+                "access_lost": rebuilt.access_lost,
                 "old_catalogue": rebuilt.old,
                 "only_in_a_backup": lost,
             }));
@@ -105,6 +106,11 @@ impl Output {
             let Rebuilt { added, changed, collected, .. } = rebuilt;
             self.data(format_args!(
                 "later than the copy: {added} generations added, {changed} changed, {collected} gone"
+            ));
+        }
+        if let Some(why) = &rebuilt.access_lost {
+            self.say(format_args!(
+                "tokens and audit log of the catalogue before could not be taken over, so what was revoked after the copy must be revoked again: {why}"
             ));
         }
         if let Some(old) = &rebuilt.old {

@@ -76,6 +76,17 @@ test -z "$(lvs --noheadings -o lv_tags vg/web | tr -d ' ')"
 clean 1
 mode placed lvm:vg/tp/web
 usable
+# The pool is gone, and made anew.
+sum=$(sha256sum </dev/vg/web)
+thinbak pool shape vg/tp --volume-group | grep -q 'type = "thin-pool"'
+refused 5 'is not empty' thinbak pool rebuild vg/tp --to lvm:vg/tp
+lvremove -qq -y vg/tp
+refused 10 'lvcreate --type thin-pool' thinbak pool rebuild vg/tp --to lvm:vg/tp
+lvcreate -qq --type thin-pool -L 160M --poolmetadatasize 4M --chunksize 64k -n tp vg
+quiet pool rebuild vg/tp --to lvm:vg/tp
+test "$(sha256sum </dev/vg/web)" = "$sum"
+test "$(thinbak --json pool shape vg/tp | sed -n 's/.*"generation": *//p')" = "2,"
+clean 0
 echo "done yes"
 "#;
 
