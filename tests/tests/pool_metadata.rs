@@ -1,5 +1,7 @@
 //! Jobs also store the metadata of pools, once a day, as `thin_restore` reads them.
 
+#![expect(clippy::indexing_slicing, reason = "JSON documents: what is absent is null")]
+
 use std::{
     fs::{self, File},
     path::PathBuf,

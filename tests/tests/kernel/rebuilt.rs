@@ -11,7 +11,7 @@ message create_thin 1
 dmsetup create db --table "0 32768 thin /dev/mapper/pool 1"
 dd if=/tmp/tools/content of=/dev/mapper/db bs=1M skip=4 seek=3 count=5 oflag=direct status=none
 quiet backup dm:pool/web dm:pool/db
-printf '[[job]]\nname = "all"\nvolumes = ["pool/*"]\n' >/tmp/agent.toml
+printf '[[job]]\nname = "all"\nvolumes = ["dm:pool/*"]\n' >/tmp/agent.toml
 export THINBAK_CONFIG=/tmp/agent.toml
 quiet job run all
 test "$(held)" = -
@@ -19,12 +19,11 @@ thinbak generation list "$(hostname)/pool/.metadata" >/tmp/said
 grep -q '/pool/.metadata *1 ' /tmp/said
 quiet restore pool/.metadata:1 --to-file /tmp/text
 test "$(grep -c '<device dev_id=' /tmp/text)" = 4
-truncate -s 4M /tmp/metadata
-thin_restore -q -i /tmp/text -o /tmp/metadata
-thin_check -q /tmp/metadata
 web=$(sha256sum </dev/mapper/web) db=$(sha256sum </dev/mapper/db)
 dmsetup remove db; dmsetup remove web
 down
+thin_restore -q -i /tmp/text -o /dev/vda
+check
 dd if=/dev/zero of=/dev/vda bs=64k count=1 oflag=direct status=none
 refused 10 'no device-mapper device' thinbak pool rebuild pool --to dm:pool
 pool_up 128

@@ -25,7 +25,7 @@ use crate::{
     retention::{
         Kept, delete, forget_expired, protect,
         prune::{self, Prune},
-        undelete,
+        prune_hidden, undelete,
     },
     store::Kind,
 };
@@ -428,4 +428,19 @@ async fn crash(place: &Place, key: GenerationKey, protected: bool) {
         },
     };
     place.repository.store.put(vec![record]).await.unwrap();
+}
+
+#[tokio::test]
+async fn shapes_of_pools_are_kept_by_their_own_rule_and_many_new_ones_do_not_push_out_those_of_other_days() {
+    let place = Place::new().await;
+    let volume = Uuid::from_u128(9);
+    place.hourly(volume, "h/p/.shape", 100).await;
+    prune_hidden(&place.repository, volume).await.unwrap();
+    let kept = place.visible(volume).await;
+    assert!(kept.len() < 40 && kept.first().is_some_and(|oldest| *oldest < 30), "{kept:?}");
+    assert_eq!(kept.last(), Some(&100));
+    // Nobody's pattern means them.
+    let all = request("*", v1::RetentionPolicy { last: 1, ..Default::default() });
+    assert_eq!(place.plan(all).await.err().unwrap().exit_code(), 10);
+    assert_eq!(place.visible(volume).await, kept);
 }
