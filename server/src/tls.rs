@@ -4,6 +4,7 @@
 mod certificates;
 mod connection;
 mod incoming;
+mod places;
 #[cfg(test)]
 mod tests;
 

@@ -1,10 +1,16 @@
 //! Connections as they come in.
 
-use std::{collections::VecDeque, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::mpsc,
     task::AbortHandle,
     time::{sleep, timeout},
 };
@@ -14,15 +20,14 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::{
     Certificates, Peer,
     connection::{Connection, Stream},
+    places::Places,
 };
 
 /// Who has not finished the handshake by then is turned away.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Handshakes at one time. One more ends the one that was begun first: who only opens connections cannot keep others
-/// out, unless so many come within the time of one handshake.
+/// Handshakes at one time. One more ends the one that was begun first of the address that has the most: who only opens
+/// connections is in the way of nobody at another address.
 const MAX_HANDSHAKES: usize = 256;
-/// Connections that are served at one time; more are closed at once.
-const MAX_CONNECTIONS: usize = 512;
 /// Before the next attempt when a connection cannot be taken, as where no file can be opened any more.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -40,7 +45,7 @@ pub(crate) fn incoming(
 }
 
 async fn accept(listener: TcpListener, certificates: Option<Arc<Certificates>>, served: Served) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Places::default();
     let mut handshakes = VecDeque::new();
     loop {
         let (stream, peer) = tokio::select! {
@@ -58,7 +63,8 @@ async fn accept(listener: TcpListener, certificates: Option<Arc<Certificates>>, 
         let _ = stream.set_nodelay(true);
         match &certificates {
             None => {
-                let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+                // Only the loopback, where one address is everybody.
+                let Some(place) = places.take_any(peer.ip()) else { continue };
                 let connection =
                     Connection { stream: Stream::Plain(stream), peer: Peer(peer), _place: place };
                 if served.send(Ok(connection)).await.is_err() {
@@ -66,33 +72,47 @@ async fn accept(listener: TcpListener, certificates: Option<Arc<Certificates>>, 
                 }
             }
             Some(certificates) => {
+                if places.is_full(peer.ip()) {
+                    continue;
+                }
                 make_room(&mut handshakes);
                 let acceptor = TlsAcceptor::from(certificates.current());
-                let handshake = shake_hands(acceptor, stream, peer, Arc::clone(&places), served.clone());
-                handshakes.push_back(tokio::spawn(handshake).abort_handle());
+                let handshake = shake_hands(acceptor, stream, peer, places.clone(), served.clone());
+                handshakes.push_back((peer.ip(), tokio::spawn(handshake).abort_handle()));
             }
         }
     }
-    handshakes.iter().for_each(AbortHandle::abort);
+    handshakes.iter().for_each(|(_, handshake)| handshake.abort());
 }
 
-fn make_room(handshakes: &mut VecDeque<AbortHandle>) {
+fn make_room(handshakes: &mut VecDeque<(IpAddr, AbortHandle)>) {
     if handshakes.len() < MAX_HANDSHAKES {
         return;
     }
-    handshakes.retain(|handshake| !handshake.is_finished());
-    if handshakes.len() >= MAX_HANDSHAKES
-        && let Some(first) = handshakes.pop_front()
-    {
+    handshakes.retain(|(_, handshake)| !handshake.is_finished());
+    if handshakes.len() < MAX_HANDSHAKES {
+        return;
+    }
+    if let Some((_, first)) = first_of_most(handshakes).and_then(|index| handshakes.remove(index)) {
         first.abort();
     }
+}
+
+/// Where the first one is of the address that has the most.
+fn first_of_most<T>(of_addresses: &VecDeque<(IpAddr, T)>) -> Option<usize> {
+    let mut counts = HashMap::new();
+    for (address, _) in of_addresses {
+        *counts.entry(*address).or_insert(0_usize) += 1;
+    }
+    let most = counts.values().max().copied()?;
+    of_addresses.iter().position(|(address, _)| counts.get(address) == Some(&most))
 }
 
 async fn shake_hands(
     acceptor: TlsAcceptor,
     stream: TcpStream,
     peer: SocketAddr,
-    places: Arc<Semaphore>,
+    places: Places,
     served: Served,
 ) {
     let stream = match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
@@ -100,11 +120,26 @@ async fn shake_hands(
         Ok(Err(error)) => return tracing::debug!(%peer, %error, "a TLS handshake failed"),
         Err(_) => return tracing::debug!(%peer, "a TLS handshake was not finished in time"),
     };
-    let place: Result<OwnedSemaphorePermit, _> = places.try_acquire_owned();
-    let Ok(place) = place else {
-        return tracing::warn!(%peer, "a connection was closed: there are {MAX_CONNECTIONS} already");
+    let Some(place) = places.take(peer.ip()) else {
+        return tracing::debug!(%peer, "a connection was closed: there are too many already");
     };
     let connection = Connection { stream: Stream::Tls(Box::new(stream)), peer: Peer(peer), _place: place };
     // Nobody serves any more.
     let _ = served.send(Ok(connection)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_made_by_the_address_that_has_the_most() {
+        let [many, few] = [1, 2].map(|last| IpAddr::from([10, 0, 0, last]));
+        let mut waiting = VecDeque::from([(few, ()), (many, ()), (few, ()), (many, ()), (many, ())]);
+        assert_eq!(first_of_most(&waiting), Some(1));
+        waiting.drain(3..);
+        assert_eq!(first_of_most(&waiting), Some(0));
+        waiting.clear();
+        assert_eq!(first_of_most(&waiting), None);
+    }
 }
