@@ -121,7 +121,7 @@ async fn shake_hands(
         Err(_) => return tracing::debug!(%peer, "a TLS handshake was not finished in time"),
     };
     let Some(place) = places.take(peer.ip()) else {
-        return tracing::debug!(%peer, "a connection was closed: there are too many already");
+        return tracing::warn!(%peer, "a connection was closed: there are too many already");
     };
     let connection = Connection { stream: Stream::Tls(Box::new(stream)), peer: Peer(peer), _place: place };
     // Nobody serves any more.
