@@ -8,7 +8,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use thinbak_tests::{Model, Outcome, Way, World, seed, spawn};
+use serde_json::Value;
+use thinbak_tests::{Model, Outcome, Way, World, number, seed, spawn};
 
 const SIZE: u64 = 8 << 20;
 
@@ -99,6 +100,11 @@ fn tokens_over_tls_do_what_they_are_for_and_no_more() -> Result<()> {
     Model::new(SIZE, seed()?.wrapping_add(1)).scribble(&*world.open_pool()?, "v", 5)?;
     agent.run(&["backup", &volume, "--host", "host1"])?.expect(0)?;
     agent.run(&["backup", &volume, "--host", "host2"])?.expect(12)?;
+    // What the pool looks like is stored with that token as well, also of a pool that was made anew.
+    let shape: Value =
+        serde_json::from_str(&reader.run(&["--json", "pool", "shape", "host1/p"])?.expect(0)?.text())?;
+    ensure!(number(&shape, "generation")? == 1, "{shape}");
+    other.run(&["pool", "shape", "host1/p"])?.expect(10)?;
     let name = "host1/p/v";
     let first = format!("{name}:1");
     agent.run(&["generation", "delete", &first])?.expect(12)?;

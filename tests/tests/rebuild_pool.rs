@@ -85,6 +85,13 @@ fn a_pool_that_is_gone_is_made_anew_with_what_its_volumes_were() -> Result<()> {
         ensure!(again.len() == 1, "{again:?}");
         world.thinbak.ok(&["volume", "create", "q/z", "--size", "1M"])?;
         rebuild(&world, &["p", "--to", "q", "--resume"], 5)?;
+        // A pool made anew under the former name goes on with its shapes.
+        world.create_pool(&["--size", "32M"])?;
+        world.thinbak.ok(&["volume", "create", "p/a2", "--size", "1M"])?;
+        world.backup("a2")?;
+        let words = ["pool", "shape", "p"];
+        let shape: Value = serde_json::from_str(&world.on_repository(&words)?.expect(0)?.text())?;
+        ensure!(number(&shape, "generation")? == 2, "{shape}");
         let place = text(&status, "place")?.to_owned();
         thin_check(&std::path::Path::new(&place).join("metadata"))?;
     }

@@ -19,7 +19,7 @@ use thinbak_engine::{dump::dump_restorable, format::SECTOR_BYTES};
 use thinbak_proto::{Failed, FailureKind, METADATA_VOLUME};
 use uuid::Uuid;
 
-use super::{derived, store::Document};
+use super::store::Document;
 use crate::{
     pools::{PoolManager, ThinPool, blocking, of_text},
     repository_client::RepositoryConnection,
@@ -100,7 +100,6 @@ impl Dumps {
         .await?;
         let document = Document {
             name: format!("{host}/{}/{METADATA_VOLUME}", self.pool.name()),
-            volume: derived("thinbak pool with metadata", &[host.as_bytes(), self.pool.uuid().as_bytes()]),
             identity: Uuid::new_v4().to_string(),
             size_bytes,
         };

@@ -9,7 +9,6 @@ use thinbak_proto::{
         self, BackupBegin, GenerationSelector, GetGenerationRequest, VolumeName, generation_selector::Which,
     },
 };
-use uuid::Uuid;
 
 use super::{Shape, derived};
 use crate::{
@@ -37,12 +36,7 @@ pub(crate) async fn store(
         return Ok(());
     }
     let bytes = Bytes::from(shape.encode()?);
-    let document = Document {
-        name,
-        volume: derived("thinbak pool with a shape", &[host.as_bytes(), pool.uuid().as_bytes()]),
-        identity,
-        size_bytes: bytes.len() as u64,
-    };
+    let document = Document { name, identity, size_bytes: bytes.len() as u64 };
     let mut sending = document.begin(connection, pool.as_ref()).await?;
     for piece in bytes.chunks(BATCH_LEN) {
         sending.add(bytes.slice_ref(piece)).await?;
@@ -54,7 +48,6 @@ pub(crate) async fn store(
 pub(super) struct Document {
     /// In the repository.
     pub(super) name: String,
-    pub(super) volume: Uuid,
     /// Of what it tells.
     pub(super) identity: String,
     /// A multiple of a sector.
@@ -69,10 +62,9 @@ impl Document {
         pool: &dyn ThinPool,
     ) -> Result<Sending, Failed> {
         let begin = BackupBegin {
-            volume_uuid: self.volume.to_string(),
+            // The same for each pool that ever has the name: only an admin's token lets another volume adopt one.
+            volume_uuid: derived("thinbak document", &[self.name.as_bytes()]).to_string(),
             volume_name: self.name,
-            // A pool that was made anew under the name has another identity.
-            adopt: true,
             size_bytes: self.size_bytes,
             point: Some(v1::Point {
                 identity: self.identity,
