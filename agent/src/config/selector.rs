@@ -5,12 +5,18 @@ use std::fmt;
 use thinbak_proto::Pattern;
 
 /// Names pools and their volumes. The last `/` splits. A pool with a kind (`dir:/path`) stands for itself, any other is a
-/// pattern of the names of known pools.
+/// pattern of the names of thinbak's own pools. Volumes of LVM can be named by a tag: `lvm:VG/POOL/@TAG`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Selector {
     text: String,
     pool: PoolPart,
-    volume: Pattern,
+    volume: VolumePart,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum VolumePart {
+    Names(Pattern),
+    Tag(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +37,17 @@ impl Selector {
         if pool.is_empty() || volume.is_empty() {
             return Err(form());
         }
-        if let Some(odd) = volume.chars().find(|c| matches!(c, ':' | '@') || c.is_control()) {
+        let tag = volume.strip_prefix('@');
+        if let Some(tag) = tag {
+            // What lvm(8), section "Tags", allows.
+            let is_tag = |c: char| c.is_ascii_alphanumeric() || "_+.-=!:&#".contains(c);
+            if tag.is_empty() || tag.starts_with('-') || !tag.chars().all(is_tag) {
+                return Err(format!("`{text}`: `{tag}` is no tag of LVM's"));
+            }
+            if !pool.starts_with("lvm:") {
+                return Err(format!("`{text}`: only volumes of LVM have tags, as in lvm:VG/POOL/@TAG"));
+            }
+        } else if let Some(odd) = volume.chars().find(|c| matches!(c, ':' | '@') || c.is_control()) {
             return Err(format!("`{text}`: no volume has {odd:?} in its name"));
         }
         let pattern = |text: &str| Pattern::new(text).map_err(|error| format!("`{text}`: {error}"));
@@ -44,7 +60,11 @@ impl Selector {
             Some(_) => PoolPart::Place(pool.to_owned()),
             None => PoolPart::Names(pattern(pool)?),
         };
-        Ok(Self { text: text.to_owned(), pool, volume: pattern(volume)? })
+        let volume = match tag {
+            Some(tag) => VolumePart::Tag(tag.to_owned()),
+            None => VolumePart::Names(pattern(volume)?),
+        };
+        Ok(Self { text: text.to_owned(), pool, volume })
     }
 
     /// The one pool that it names by its place, if it does.
@@ -65,10 +85,13 @@ impl Selector {
         }
     }
 
-    /// Whether a volume of such a pool matches.
+    /// Whether a volume of such a pool matches, by its name or one of its tags.
     #[must_use]
-    pub fn has_volume(&self, volume: &str) -> bool {
-        self.volume.matches(volume)
+    pub fn has_volume(&self, name: &str, tags: &[String]) -> bool {
+        match &self.volume {
+            VolumePart::Names(names) => names.matches(name),
+            VolumePart::Tag(tag) => tags.contains(tag),
+        }
     }
 }
 
@@ -88,11 +111,24 @@ mod tests {
         let all = Selector::parse("ta*/db-?").unwrap();
         assert!(all.has_pool("dir:/x", Some("tank")) && !all.has_pool("dir:/x", Some("fast")));
         assert!(!all.has_pool("dir:/tank", None), "a pool without a known name");
-        assert!(all.has_volume("db-1") && !all.has_volume("db-12"));
+        assert!(all.has_volume("db-1", &[]) && !all.has_volume("db-12", &[]));
         let place = Selector::parse("dir:/srv/tank/*").unwrap();
         assert_eq!(place.place(), Some("dir:/srv/tank"));
         assert!(place.has_pool("dir:/srv/tank", Some("t")) && !place.has_pool("dir:/srv", Some("tank")));
         assert_eq!(place.to_string(), "dir:/srv/tank/*");
+    }
+
+    #[test]
+    fn volumes_of_lvm_are_named_by_a_tag_as_well() {
+        let tagged = Selector::parse("lvm:vg/tp/@backup").unwrap();
+        assert_eq!(tagged.place(), Some("lvm:vg/tp"));
+        let tags = |tags: &[&str]| tags.iter().map(|tag| (*tag).to_owned()).collect::<Vec<_>>();
+        assert!(tagged.has_volume("web", &tags(&["x", "backup"])));
+        assert!(!tagged.has_volume("backup", &tags(&["backup2"])) && !tagged.has_volume("web", &[]));
+        for text in ["lvm:vg/tp/@", "lvm:vg/tp/@-a", "lvm:vg/tp/@a b", "lvm:vg/tp/@a*", "dm:p/@a", "tank/@a"]
+        {
+            assert!(Selector::parse(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What jobs and services ask of a thin pool, whoever runs it: the engine or the kernel.
 
-use std::path::Path;
+use std::{collections::HashMap, path::Path};
 
 use thinbak_engine::{Base, DeviceId, Kind, MetadataView, Point, Roots, Volume};
 use thinbak_proto::{Failed, v1::PoolInfo};
@@ -22,6 +22,10 @@ pub trait ThinPool: Send + Sync {
 
     /// All volumes and snapshots and the devices that are not known, each with its mapped bytes; no private devices.
     fn list(&self) -> Result<Vec<(Volume, u64)>, Failed>;
+    /// The tags of its volumes, as they were last seen.
+    fn tags(&self) -> HashMap<DeviceId, Vec<String>> {
+        HashMap::new()
+    }
     /// What there is, without what thinbak keeps for itself, by those who manage the pool: no metadata are read for it.
     fn parts(&self) -> Result<PoolParts, Failed>;
     /// The volume of this name.

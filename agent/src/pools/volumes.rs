@@ -54,9 +54,14 @@ pub(super) fn snapshot(
 
 /// Volumes each with its snapshots; private devices of running jobs are left out.
 pub(super) fn list(manager: &PoolManager, spec: &str) -> Result<Vec<VolumeInfo>, Failed> {
-    let mut volumes = manager.open(spec)?.list()?;
+    let pool = manager.open(spec)?;
+    let (mut volumes, mut tags) = (pool.list()?, pool.tags());
     volumes.sort_by(|(left, _), (right, _)| order(left).cmp(&order(right)));
-    Ok(volumes.iter().map(|(volume, mapped_bytes)| to_wire(volume, *mapped_bytes)).collect())
+    let shown = volumes.iter().map(|(volume, mapped_bytes)| {
+        let tags = tags.remove(&volume.device).unwrap_or_default();
+        VolumeInfo { tags, ..to_wire(volume, *mapped_bytes) }
+    });
+    Ok(shown.collect())
 }
 
 fn order(volume: &Volume) -> (bool, &str, u64, u32) {
@@ -111,6 +116,7 @@ fn to_wire(volume: &Volume, mapped_bytes: u64) -> VolumeInfo {
         size_bytes: volume.size_bytes,
         mapped_bytes,
         created_at_ms: volume.created_at_ms,
+        tags: Vec::new(),
         read_only: volume.read_only,
         origin: volume.origin.as_ref().map(|origin| ExternalOrigin {
             path: origin.path.display().to_string(),

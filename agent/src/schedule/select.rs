@@ -58,7 +58,9 @@ impl PoolVolumes {
 
     /// Whether any of the selectors names a volume of this pool.
     pub(crate) fn is_named(&self, volume: &VolumeInfo, selectors: &[Selector]) -> bool {
-        selectors.iter().any(|selector| self.is_in(selector) && selector.has_volume(&volume.name))
+        selectors
+            .iter()
+            .any(|selector| self.is_in(selector) && selector.has_volume(&volume.name, &volume.tags))
     }
 
     /// Whether a job covers a volume of this pool.

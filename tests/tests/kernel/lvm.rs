@@ -76,6 +76,15 @@ test -z "$(lvs --noheadings -o lv_tags vg/web | tr -d ' ')"
 clean 1
 mode placed lvm:vg/tp/web
 usable
+# A job takes the volumes with a tag.
+lvcreate -qq -V 4M --thinpool tp -n other vg
+lvchange -qq --addtag nightly vg/web
+printf '[[job]]\nname = "tagged"\nvolumes = ["lvm:vg/tp/@nightly"]\n' >/tmp/agent.toml
+THINBAK_CONFIG=/tmp/agent.toml quiet job run tagged
+refused 10 'not in the repository' thinbak generation list vg/tp/other
+lvremove -qq -y vg/other
+quiet backup lvm:vg/tp/web
+clean 1
 # The pool is gone, and made anew.
 sum=$(sha256sum </dev/vg/web)
 thinbak pool shape vg/tp --volume-group | grep -q 'type = "thin-pool"'
@@ -85,7 +94,7 @@ refused 10 'lvcreate --type thin-pool' thinbak pool rebuild vg/tp --to lvm:vg/tp
 lvcreate -qq --type thin-pool -L 160M --poolmetadatasize 4M --chunksize 64k -n tp vg
 quiet pool rebuild vg/tp --to lvm:vg/tp
 test "$(sha256sum </dev/vg/web)" = "$sum"
-test "$(thinbak --json pool shape vg/tp | sed -n 's/.*"generation": *//p')" = "2,"
+test "$(thinbak --json pool shape vg/tp | sed -n 's/.*"generation": *//p')" = "4,"
 clean 0
 echo "done yes"
 "#;

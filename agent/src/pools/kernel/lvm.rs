@@ -62,6 +62,8 @@ pub(in crate::pools) struct LvmPool {
     kernel: KernelPool,
     /// Volumes of ours as LVM names them, by identity, as they were last seen.
     own: Mutex<HashMap<Uuid, Own>>,
+    /// Tags of volumes, as they were last seen.
+    tags: Mutex<HashMap<DeviceId, Vec<String>>>,
     /// Held from a look at LVM's metadata until the registry is brought to what it said.
     turn: Mutex<()>,
 }
@@ -104,8 +106,8 @@ impl LvmPool {
             _lock: lock,
         };
         let kernel = KernelPool { inner: Arc::new(inner) };
-        let (own, turn) = (Mutex::default(), Mutex::default());
-        let pool = Self { place, group_uuid: group.uuid, pool_uuid, kernel, own, turn };
+        let (own, tags, turn) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let pool = Self { place, group_uuid: group.uuid, pool_uuid, kernel, own, tags, turn };
         pool.recover()?;
         Ok(pool)
     }
@@ -133,6 +135,9 @@ impl LvmPool {
         *self.own.lock() = sync::thin_volumes(&group, &self.pool_uuid)
             .filter(|logical| logical.is_own())
             .map(|logical| (logical.identity, Own { name: logical.name.clone(), uuid: logical.uuid.clone() }))
+            .collect();
+        *self.tags.lock() = sync::thin_volumes(&group, &self.pool_uuid)
+            .filter_map(|logical| Some((logical.device?, logical.tags.clone())))
             .collect();
         let owners = || -> HashMap<DeviceId, Uuid> {
             let book = self.kernel.inner.book.lock();

@@ -69,6 +69,10 @@ impl ThinPool for LvmPool {
         Ok(listed)
     }
 
+    fn tags(&self) -> HashMap<DeviceId, Vec<String>> {
+        self.tags.lock().clone()
+    }
+
     fn parts(&self) -> Result<PoolParts, Failed> {
         let group = self.refresh()?;
         let origins: HashMap<DeviceId, &str> = sync::thin_volumes(&group, &self.pool_uuid)
