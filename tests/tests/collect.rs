@@ -59,7 +59,8 @@ fn a_collection_frees_what_its_dry_run_said(way: Way) -> Result<()> {
     let kept = plan_of(&world.on_repository(&["collect", "--threshold", "100%"])?.expect(0)?)?;
     // But small packs become one, and have one header and footer.
     let surroundings = 160 * number(&kept, "merge_packs")?;
-    ensure!(number(&kept, "free_bytes")? == surroundings && number(&kept, "generations")? == 6, "{kept}");
+    // With the one that says what the pool looked like.
+    ensure!(number(&kept, "free_bytes")? == surroundings && number(&kept, "generations")? == 7, "{kept}");
     let before = pack_bytes(&world)?;
     let planned = plan_of(&world.on_repository(&[&ALL[..], &["--dry-run"]].concat())?.expect(0)?)?;
     ensure!(pack_bytes(&world)? == before, "a dry run changed the packs");
@@ -154,7 +155,8 @@ fn what_is_being_restored_stays_although_it_is_deleted_and_given_up() -> Result<
     delete(&world, 2)?;
     let collected = world.on_repository(&ALL)?.expect(0)?;
     let plan = plan_of(&collected)?;
-    ensure!(number(&plan, "expired_generations")? == 2 && number(&plan, "generations")? == 1, "{plan}");
+    // What the pool looked like is one of those that stay.
+    ensure!(number(&plan, "expired_generations")? == 2 && number(&plan, "generations")? == 2, "{plan}");
     ensure!(number(&summary_of(&collected)?, "removed_packs")? > 0, "{}", collected.text());
     world.on_repository(&["generation", "undelete", "p/v:1"])?.expect(5)?;
     kill_process(pid, Signal::CONT)?;
