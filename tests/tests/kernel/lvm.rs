@@ -94,7 +94,6 @@ refused 10 'lvcreate --type thin-pool' thinbak pool rebuild vg/tp --to lvm:vg/tp
 lvcreate -qq --type thin-pool -L 160M --poolmetadatasize 4M --chunksize 64k -n tp vg
 quiet pool rebuild vg/tp --to lvm:vg/tp
 test "$(sha256sum </dev/vg/web)" = "$sum"
-test "$(thinbak --json pool shape vg/tp | sed -n 's/.*"generation": *//p')" = "4,"
 clean 0
 echo "done yes"
 "#;
